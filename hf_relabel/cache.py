@@ -1,0 +1,566 @@
+"""VerdictCache: every reply that was paid for, on disk, and the final verdict of every pair.
+
+One diskcache folder holds three kinds of record, all JSON text:
+
+- calls: what a judge replied, by the hash of all that could change the reply. Raw replies are kept,
+  so that a better parser costs nothing.
+- failures: what came back instead of a verdict, and what it cost. Never served as an answer.
+- pairs: (cascade, query, passage) → what each stage said. The first final verdict of a pair stays.
+
+Nothing expires and nothing is evicted. diskcache unpickles rows that say they are pickles
+(CVE-2025-69872), so this cache has a `Disk` of its own that reads and writes text alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import diskcache
+from diskcache.core import MODE_RAW
+
+from hf_relabel.errors import CacheError
+from hf_relabel.questions import Reply
+from hf_relabel.verdicts import Relevance, Trace, Verdict
+
+__all__ = [
+    "CacheStats",
+    "Call",
+    "Entry",
+    "Failure",
+    "NetworkFilesystemWarning",
+    "Pairs",
+    "VerdictCache",
+    "default_directory",
+]
+
+LAYOUT = 1
+"""Version of the records. A folder of a higher one is refused, never rewritten."""
+
+_BUSY_TIMEOUT_S = 60  # diskcache's FanoutCache waits 10 ms and loses writes; we wait instead
+_MAX_GROUP = 500  # records in one transaction: single sets do 4,000/s, grouped ones 19,000/s
+_NETWORK_FILESYSTEMS = frozenset(
+    ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "lustre", "beegfs", "ceph"]
+)
+_CODES = {"b": Relevance.BETTER, "w": Relevance.WORSE, "n": Relevance.NOT_RELEVANT}
+_CODES["u"] = Relevance.UNDECIDED
+_CODE_OF = {relevance: code for code, relevance in _CODES.items()}
+
+
+class NetworkFilesystemWarning(UserWarning):
+    """The cache lies where SQLite's locks are not reliable."""
+
+
+class Entry(Protocol):
+    """A record that knows how it joins what the cache already holds."""
+
+    @property
+    def row_key(self) -> str: ...
+
+    def merged(self, stored: str | None) -> str | None:
+        """Return the text to store, given what is stored; None leaves that alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One reply that holds a verdict for every passage asked about.
+
+    Attributes:
+        key: Hash of the judge's fingerprint and all that the prompt showed.
+        judge: The judge's name.
+        reply: The raw reply.
+        query: `content_hash` of the query.
+        passages: `content_hash` of each passage, in the order shown.
+        time: Seconds since the epoch when the reply came.
+        supersedes: Whether a stored reply gives way: only one that can no longer be read does.
+    """
+
+    key: str
+    judge: str
+    reply: Reply
+    query: str
+    passages: tuple[str, ...]
+    time: float
+    supersedes: bool = False
+
+    @property
+    def row_key(self) -> str:
+        return f"call:{self.key}"
+
+    def merged(self, stored: str | None) -> str | None:
+        if stored is not None and not self.supersedes:
+            return None
+        return _dump({**_reply_json(self.reply), **_fields(self)})
+
+    @classmethod
+    def load(cls, key: str, text: str) -> Call:
+        values = json.loads(text)
+        reply = Reply(**{name: values.pop(name) for name in list(values) if name in _REPLY_FIELDS})
+        return cls(key=key, reply=reply, **{**values, "passages": tuple(values["passages"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One attempt that brought no verdict: counted and paid for, never served as an answer.
+
+    Attributes:
+        key: The key of the call that failed.
+        judge: The judge's name.
+        reason: A short name of the fault: "truncated", "timeout", …
+        message: The whole story.
+        reply: The unusable reply, where one came.
+        time: Seconds since the epoch.
+    """
+
+    key: str
+    judge: str
+    reason: str
+    message: str
+    time: float
+    reply: Reply | None = None
+
+    @property
+    def row_key(self) -> str:
+        return f"fail:{self.key}"
+
+    def merged(self, stored: str | None) -> str | None:
+        attempts = json.loads(stored) if stored else []
+        reply = _reply_json(self.reply) if self.reply else None
+        return _dump([*attempts, {**_fields(self), "reply": reply}])
+
+    @classmethod
+    def load_all(cls, key: str, text: str) -> list[Failure]:
+        return [
+            cls(key=key, **{**values, "reply": values["reply"] and Reply(**values["reply"])})
+            for values in json.loads(text)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """The final verdicts of one query's passages under one cascade.
+
+    Attributes:
+        cascade: The cascade's fingerprint.
+        query: `content_hash` of the query.
+        judges: The stages' judge names.
+        traces: `content_hash` of a passage → what each stage said of it.
+    """
+
+    cascade: str
+    query: str
+    judges: tuple[str, ...]
+    traces: Mapping[str, Trace] = field(default_factory=dict)
+
+    @property
+    def row_key(self) -> str:
+        return f"pair:{self.cascade}:{self.query}"
+
+    def merged(self, stored: str | None) -> str | None:
+        empty: dict[str, Any] = {"judges": self.judges, "calls": [], "pairs": {}}
+        values: dict[str, Any] = json.loads(stored) if stored else empty
+        calls: dict[str, int] = {key: index for index, key in enumerate(values["calls"])}
+        new = [(key, trace) for key, trace in self.traces.items() if key not in values["pairs"]]
+        if not new:
+            return None
+        for passage, trace in new:
+            values["pairs"][passage] = [_pack(verdict, calls) for verdict in trace]
+        judges = max(values["judges"], self.judges, key=len)
+        return _dump({**values, "judges": judges, "calls": list(calls)})
+
+    @classmethod
+    def load(cls, cascade: str, query: str, text: str) -> Pairs:
+        values = json.loads(text)
+        judges, calls = tuple(values["judges"]), values["calls"]
+        traces = {
+            passage: tuple(
+                _unpack(step, judge, calls) for step, judge in zip(steps, judges, strict=False)
+            )
+            for passage, steps in values["pairs"].items()
+        }
+        return cls(cascade=cascade, query=query, judges=judges, traces=traces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """What a cache holds: numbers of records, and bytes on disk."""
+
+    n_calls: int
+    n_failed_calls: int
+    n_queries: int
+    n_bytes: int
+
+
+class _ForeignRowError(Exception):
+    """A row is no plain text. Not an OSError, which diskcache would take for "no such row"."""
+
+
+class TextDisk(diskcache.Disk):  # type: ignore[misc]
+    """Reads and writes rows of plain text, and refuses every other kind unread."""
+
+    # ruff: noqa: ARG002  the signatures are diskcache's
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise CacheError(f"expected a text key, found {type(key).__name__}.")
+        return key, True
+
+    def get(self, key: object, raw: object) -> str:
+        if not raw or not isinstance(key, str):
+            raise _ForeignRowError("key")
+        return key
+
+    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, str]:
+        if not isinstance(value, str) or read:
+            raise CacheError(f"expected a text value, found {type(value).__name__}.")
+        # Never in a file of its own: files are written without fsync, and can be swapped.
+        return 0, MODE_RAW, None, value
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> str:
+        if mode != MODE_RAW or not isinstance(value, str):
+            raise _ForeignRowError("value")
+        return value
+
+
+class VerdictCache:
+    """A folder of replies and verdicts, shared by every process on the machine.
+
+    Pickles as its folder alone. Writes are grouped into transactions by one thread per process;
+    `commit` returns when the records are on disk.
+
+    Args:
+        directory: The folder; made with mode 0700 when it is not there.
+
+    Raises:
+        CacheError: The folder cannot be used, or a newer version of the library wrote it.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory).expanduser()
+        self._open()
+
+    def _open(self) -> None:
+        self._writer = _Writer(self.write)
+        with _as_cache_errors(self.directory):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _warn_on_network_filesystem(self.directory)
+            self._check_layout()
+            self._disk = diskcache.Cache(
+                str(self.directory),
+                timeout=_BUSY_TIMEOUT_S,
+                disk=TextDisk,
+                eviction_policy="none",
+                cull_limit=0,
+                statistics=0,
+            )
+
+    def call(self, key: str) -> Call | None:
+        """Return the reply kept under a call's key, if there is one."""
+        text = self._get(f"call:{key}")
+        with _as_cache_errors(self.directory):
+            return None if text is None else Call.load(key, text)
+
+    def has_call(self, key: str) -> bool:
+        with _as_cache_errors(self.directory):
+            return f"call:{key}" in self._disk
+
+    def failures(self, key: str) -> list[Failure]:
+        """Return what went wrong with a call so far, oldest first."""
+        text = self._get(f"fail:{key}")
+        with _as_cache_errors(self.directory):
+            return [] if text is None else Failure.load_all(key, text)
+
+    def traces(self, cascade: str, query: str) -> Mapping[str, Trace]:
+        """Return the final verdicts of a query's passages, by `content_hash` of the passage."""
+        text = self._get(f"pair:{cascade}:{query}")
+        with _as_cache_errors(self.directory):
+            return {} if text is None else Pairs.load(cascade, query, text).traces
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Write records in one transaction: all of them are on disk afterwards, or none."""
+        with _as_cache_errors(self.directory), self._disk.transact():
+            for entry in entries:
+                text = entry.merged(self._disk.get(entry.row_key))
+                if text is not None:
+                    self._disk.set(entry.row_key, text)
+
+    async def commit(self, entries: Sequence[Entry]) -> None:
+        """Write records without blocking the event loop; they are on disk when this returns."""
+        await asyncio.wrap_future(self._writer.submit(entries))
+
+    def calls(self) -> Iterator[Call]:
+        """Iterate over all replies, in the order of their keys, with flat memory."""
+        for row_key, text in self.scan("call:"):
+            yield Call.load(row_key.removeprefix("call:"), text)
+
+    def pairs(self, *, since: float = 0.0) -> Iterator[Pairs]:
+        """Iterate over the verdicts of all queries, or of those written after a time."""
+        for row_key, text in self.scan("pair:", since=since):
+            _, cascade, query = row_key.split(":")
+            yield Pairs.load(cascade, query, text)
+
+    def all_failures(self) -> Iterator[Failure]:
+        for row_key, text in self.scan("fail:"):
+            yield from Failure.load_all(row_key.removeprefix("fail:"), text)
+
+    def scan(self, prefix: str, *, since: float = 0.0) -> Iterator[tuple[str, str]]:
+        """Read all records of a kind, by a connection of its own that cannot write.
+
+        diskcache reads one row a call; plain SQL over its table reads 100,000 rows a second.
+
+        Args:
+            prefix: The kind: "call:", "fail:" or "pair:".
+            since: Only records stored after this time, in seconds since the epoch.
+        """
+        uri = f"{(self.directory / 'cache.db').absolute().as_uri()}?mode=ro"
+        query = (
+            "SELECT key, mode, value FROM Cache WHERE key >= ? AND key < ? AND raw = 1 "
+            "AND store_time > ? ORDER BY key"
+        )
+        last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        with (
+            _as_cache_errors(self.directory),
+            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as rows,
+        ):
+            for key, mode, value in rows.execute(query, (prefix, last, since)):
+                if mode != MODE_RAW or not isinstance(value, str):
+                    raise _refusal("value")
+                yield key, value
+
+    def stats(self) -> CacheStats:
+        """Count what the cache holds."""
+        counts = {kind: sum(1 for _ in self.scan(kind)) for kind in ("call:", "fail:", "pair:")}
+        n_bytes = sum(file.stat().st_size for file in self.directory.glob("cache.db*"))
+        return CacheStats(
+            n_calls=counts["call:"],
+            n_failed_calls=counts["fail:"],
+            n_queries=counts["pair:"],
+            n_bytes=n_bytes,
+        )
+
+    def close(self) -> None:
+        """Finish what is being written and close this thread's files."""
+        self._writer.close()
+        self._disk.close()
+
+    def _get(self, row_key: str) -> str | None:
+        with _as_cache_errors(self.directory):
+            text: str | None = self._disk.get(row_key)
+        return text
+
+    def _check_layout(self) -> None:
+        marker = self.directory / "hf_relabel.json"
+        if not marker.exists():
+            # Whole or not at all: another process may read it this moment.
+            temporary = self.directory / f".hf_relabel.{os.getpid()}.{threading.get_ident()}.json"
+            temporary.write_text(json.dumps({"layout": LAYOUT}) + "\n")
+            temporary.replace(marker)
+            self.directory.chmod(0o700)
+            return
+        try:
+            found = int(json.loads(marker.read_text("utf-8"))["layout"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _storage_error(self.directory, ValueError(f"malformed {marker.name}")) from error
+        if found > LAYOUT:
+            raise CacheError(
+                f"expected a verdict cache of layout {LAYOUT} or older in {self.directory}, found "
+                f"layout {found}: a newer hf_relabel wrote it. Upgrade, or use another folder."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.directory = state["directory"]
+        self._open()
+
+
+def default_directory() -> Path:
+    """Return the folder that is used when none is named."""
+    return Path.home() / ".cache" / "hf_relabel"
+
+
+class _Writer:
+    """A thread that writes what is waiting, all of it in one transaction, again and again."""
+
+    def __init__(self, write: Callable[[Sequence[Entry]], None]) -> None:
+        self._write = write
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._waiting: queue.SimpleQueue[tuple[Sequence[Entry], Future[None]] | None]
+        self._waiting = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, entries: Sequence[Entry]) -> Future[None]:
+        if self._pid != os.getpid():  # a forked worker: the thread is gone, the lock may be held
+            self._reset()
+        future: Future[None] = Future()
+        self._waiting.put((entries, future))
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._work, name="hf_relabel-cache", daemon=True
+                )
+                self._thread.start()
+        return future
+
+    def close(self) -> None:
+        if self._pid == os.getpid() and self._thread is not None and self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            size = len(first[0])
+            last = False
+            while size < _MAX_GROUP and not last:
+                try:
+                    item = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    last = True
+                else:
+                    group.append(item)
+                    size += len(item[0])
+            self._settle(group)
+            if last:
+                return
+
+    def _settle(self, group: list[tuple[Sequence[Entry], Future[None]]]) -> None:
+        # From here on a caller cannot cancel: a result set on a cancelled future ends this thread.
+        # What a cancelled caller handed in is written all the same, for it was paid for.
+        waiting = [future for _, future in group if future.set_running_or_notify_cancel()]
+        try:
+            self._write([entry for entries, _ in group for entry in entries])
+        except BaseException as error:  # every waiting caller learns that nothing was written
+            for future in waiting:
+                future.set_exception(error)
+            return
+        for future in waiting:
+            future.set_result(None)
+
+
+_REPLY_FIELDS = ("text", "finish_reason", "refusal", "model", "usage", "latency_s")
+
+
+def _reply_json(reply: Reply) -> dict[str, Any]:
+    return {name: getattr(reply, name) for name in _REPLY_FIELDS}
+
+
+def _fields(record: Call | Failure) -> dict[str, Any]:
+    names = (name for name in record.__slots__ if name not in ("key", "reply", "supersedes"))
+    return {name: getattr(record, name) for name in names}
+
+
+def _dump(values: object) -> str:
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half an emoji in a reply: SQLite takes no lone surrogate
+        return json.dumps(values, separators=(",", ":"))
+    return text
+
+
+def _pack(verdict: Verdict, calls: dict[str, int]) -> list[Any]:
+    call = None if verdict.call is None else calls.setdefault(verdict.call, len(calls))
+    code = _CODE_OF[verdict.relevance]
+    return [code, call, verdict.rank, verdict.grade, verdict.confidence]
+
+
+def _unpack(step: list[Any], judge: str, calls: Sequence[str]) -> Verdict:
+    code, call, rank, grade, confidence = step
+    return Verdict(
+        relevance=_CODES[code],
+        judge=judge,
+        rank=rank,
+        grade=grade,
+        confidence=confidence,
+        call=None if call is None else calls[call],
+    )
+
+
+def _refusal(what: str) -> CacheError:
+    return CacheError(
+        f"expected a {what} of plain text in the verdict cache, found a row of another kind. It was "
+        "not read: a row that holds a pickle can run code (CVE-2025-69872). Do not use a cache "
+        "folder from someone you do not trust; exchange verdicts with `hf-relabel verdicts export`."
+    )
+
+
+@contextlib.contextmanager
+def _as_cache_errors(directory: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system say into one error that names the folder."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except _ForeignRowError as error:
+        raise _refusal(str(error)) from error
+    except (diskcache.Timeout, sqlite3.Error, OSError, json.JSONDecodeError) as error:
+        # diskcache says "timeout" for every error of BEGIN, and rolls back what SQLite rolled back
+        # by itself, which is an error too: the first one, in the context, tells what happened.
+        first: BaseException = error
+        while isinstance(first.__context__, (diskcache.Timeout, sqlite3.Error)):
+            first = first.__context__
+        raise _storage_error(directory, first) from error
+
+
+def _storage_error(directory: Path, cause: BaseException) -> CacheError:
+    words = str(cause)
+    if "locked" in words:
+        advice = "Another process holds it for over a minute: end that one, or use another folder."
+    elif "full" in words or "No space" in words or "I/O error" in words:
+        advice = "The disk is full, or broken: free some space and run again; what was saved is kept."
+    elif isinstance(cause, (FileExistsError, NotADirectoryError)):
+        advice = "There is a file where the folder should be: name another folder."
+    elif "readonly" in words or "unable to open" in words or isinstance(cause, PermissionError):
+        advice = "It cannot be written to: mend its permissions, or name another folder."
+    elif "malformed" in words or "not a database" in words or isinstance(cause, ValueError):
+        advice = "It is damaged: put it aside and keep it, and start with another folder."
+    else:
+        advice = "Look at the folder and run again; what was saved is kept."
+    return CacheError(f"the verdict cache in {directory} cannot be used: {words}. {advice}")
+
+
+def _warn_on_network_filesystem(directory: Path) -> None:
+    kind = _filesystem_of(directory)
+    if kind in _NETWORK_FILESYSTEMS:
+        warnings.warn(
+            f"the verdict cache in {directory} lies on a network filesystem ({kind}), where "
+            "SQLite's locks are not reliable and two machines can damage it. Use a local folder on "
+            "each, and join them with `hf-relabel verdicts export` and `import`.",
+            NetworkFilesystemWarning,
+            stacklevel=5,
+        )
+
+
+def _filesystem_of(directory: Path) -> str | None:
+    """Return the type of filesystem that a folder lies on, where the system tells."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return None
+    folder = directory.resolve()
+    best: tuple[int, str] = (-1, "")
+    for line in mounts.read_text().splitlines():
+        _, point, kind, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        if folder.is_relative_to(point) and len(point) > best[0]:
+            best = (len(point), kind)
+    return best[1] or None
