@@ -1,0 +1,131 @@
+"""Presets: cascades and policies by name, built from `data/presets.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from hf_relabel.cascade import Cascade, Escalation, Stage
+from hf_relabel.errors import SettingError
+from hf_relabel.judges.chat import ChatJudge
+from hf_relabel.judges.client import Endpoint
+from hf_relabel.judges.protocol import Judge
+from hf_relabel.policy import Policy
+from hf_relabel.prompts import Prompt
+
+__all__ = ["PRESETS", "Overrides", "Preset", "load_preset"]
+
+_PROMPTS_OF_PROTOCOL = {"xml": ("paper-cheap", "paper-strong"), "json": ("graded", "graded")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What a caller changes in a preset; None leaves the preset's own.
+
+    Attributes:
+        models: Exactly these models are the stages, cheap to strong.
+        protocol: "xml" or "json", with that protocol's prompts.
+        prompt: One prompt for every stage and subset: a name, a file or a template.
+        escalate: "row" or "passage".
+        endpoint: Where chat models answer.
+        api_key: Stays in this process.
+        max_concurrency: Most calls of one judge in flight.
+    """
+
+    models: Sequence[str] = ()
+    protocol: str | None = None
+    prompt: str | Prompt | None = None
+    escalate: Escalation | None = None
+    endpoint: Endpoint | None = None
+    api_key: str | None = field(default=None, repr=False)
+    max_concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A cascade and the policy that goes with it."""
+
+    name: str
+    about: str
+    cascade: Cascade
+    policy: Policy
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(files("hf_relabel").joinpath("data", "presets.toml").read_text("utf-8"))
+
+
+PRESETS: tuple[str, ...] = ("paper", "current", "offline")
+"""The presets that come with the library."""
+
+
+def load_preset(name: str, overrides: Overrides | None = None) -> Preset:
+    """Build a preset's cascade and policy.
+
+    Args:
+        name: One of `PRESETS`.
+        overrides: What to change in it.
+
+    Raises:
+        SettingError: No preset has this name, or an override cannot work with it.
+    """
+    if name not in _table():
+        raise SettingError(f"expected one of the presets {list(_table())}, found {name!r}.")
+    values, changed = _table()[name], overrides or Overrides()
+    stages = _with_models(name, values["stages"], changed.models)
+    last = len(stages) - 1
+    judges = [_judge(stage, changed, is_last=index == last) for index, stage in enumerate(stages)]
+    return Preset(
+        name=name,
+        about=values["about"],
+        cascade=Cascade(
+            [Stage(judge, stage["name"]) for judge, stage in zip(judges, stages, strict=True)],
+            escalate=changed.escalate or values["escalate"],
+        ),
+        policy=_policy(values["policy"]),
+    )
+
+
+def _with_models(
+    name: str, stages: Sequence[Mapping[str, Any]], models: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Put the caller's models in place: the last one takes the strong stage's settings."""
+    if not models:
+        return [dict(stage) for stage in stages]
+    if any(stage["judge"] != "chat" for stage in stages):
+        raise SettingError(f"expected no models for the preset {name!r}, found {list(models)}.")
+    numbered = [{**stages[0], "name": f"stage {i}"} for i in range(1, len(models))]
+    if len(numbered) == 1:
+        numbered[0]["name"] = stages[0]["name"]
+    settings = [*numbered, dict(stages[-1])]
+    return [{**stage, "model": model} for stage, model in zip(settings, models, strict=True)]
+
+
+def _judge(stage: Mapping[str, Any], changed: Overrides, *, is_last: bool) -> Judge:
+    settings = {key: value for key, value in stage.items() if key not in ("name", "judge")}
+    if stage["judge"] == "embedding":
+        # sentence-transformers is an extra, and torch takes seconds to import.
+        from hf_relabel.judges.embedding import EmbeddingJudge
+
+        return EmbeddingJudge(**settings)
+    if changed.protocol is not None:
+        if changed.protocol not in _PROMPTS_OF_PROTOCOL:
+            raise SettingError(f"expected protocol 'xml' or 'json', found {changed.protocol!r}.")
+        settings["prompt"] = _PROMPTS_OF_PROTOCOL[changed.protocol][is_last]
+        if changed.protocol == "json":
+            settings.pop("prompts_by_subset", None)
+    if changed.prompt is not None:
+        settings["prompt"] = changed.prompt
+        settings.pop("prompts_by_subset", None)
+    if changed.max_concurrency is not None:
+        settings["max_concurrency"] = changed.max_concurrency
+    return ChatJudge(**settings, endpoint=changed.endpoint, api_key=changed.api_key)
+
+
+def _policy(values: Mapping[str, Any]) -> Policy:
+    return Policy(**{**values, "skip_subsets": frozenset(values["skip_subsets"])})
