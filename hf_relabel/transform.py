@@ -1,0 +1,512 @@
+"""Relabeler: the callable for `Dataset.map` that puts rows right.
+
+    clean = dataset.map(Relabeler("paper"), batched=True)
+
+It reads rows by their format, asks the cascade about every negative that the cache does not know,
+lets the policy decide, and writes the rows back in their own format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+
+from hf_relabel import __version__, background
+from hf_relabel.cache import Call, Failure, VerdictCache, default_directory
+from hf_relabel.cascade import Cascade, Escalation, Stage
+from hf_relabel.decisions import COLUMNS, decision_columns
+from hf_relabel.errors import SettingError
+from hf_relabel.formats import Batch, Edit, Format, Row, Written, iter_rows, resolve
+from hf_relabel.judges.client import Endpoint
+from hf_relabel.judges.models import warn_of_shutdown
+from hf_relabel.judges.protocol import Judge
+from hf_relabel.policy import ActionName, Policy, open_negatives
+from hf_relabel.presets import Overrides, load_preset
+from hf_relabel.prompts import Prompt
+from hf_relabel.questions import Question
+from hf_relabel.report import RelabelReport, Tally
+from hf_relabel.verdicts import Trace
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    AnyDataset: TypeAlias = Dataset | IterableDataset
+    AnyDatasets: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict
+
+__all__ = ["Progress", "Relabeled", "Relabeler"]
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Version of what a Relabeler does with verdicts; part of its fingerprint."""
+
+_READ_BATCH = 100  # rows read at a time while judging: small, so that memory stays flat
+_MAX_ROWS_AHEAD = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        n_rows: Rows judged so far; queries, where several rows share one.
+        n_calls: Calls made, by this process.
+        n_cached: Calls answered from the cache.
+        prompt_tokens: Of the calls made, where the server counted them.
+        completion_tokens: Likewise.
+        elapsed_s: Since the run began.
+    """
+
+    n_rows: int
+    n_calls: int
+    n_cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    elapsed_s: float
+
+
+class Relabeler:
+    """Drops or promotes the false negatives of retrieval training data.
+
+    Args:
+        judged_by: A preset's name, a cascade, a judge, or judges from cheap to strong.
+        action: "promote", "drop", "remove_row", or one action per relevance; None is the preset's.
+        count: "better" or "better+worse": which relevances make a false negative.
+        max_false_negatives: Rows with more are dropped: a count, a share (float), or None for no
+            limit; "preset" is the preset's.
+        skip_subsets: Subsets that pass through unjudged.
+        min_negatives: A row that loses negatives and keeps fewer than this is dropped.
+        models: Exactly these models are the stages of the preset, cheap to strong.
+        protocol: "xml" or "json": the preset with that protocol's prompts.
+        prompt: One prompt for all stages: a name, a file, or a template.
+        escalate: "row" or "passage".
+        base_url: An OpenAI-compatible address.
+        endpoint: The address with all its settings (Azure, headers, time limit), instead.
+        api_key: Kept in this process alone: workers of `num_proc` take theirs from the environment.
+        max_concurrency: Most calls of one judge in flight; None is the judge's own.
+        cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
+        format: The rows' format, where its columns do not tell; one of `FORMATS`.
+        columns: Role → column name, where columns have names of their own.
+        seed: Chooses the negatives that refill freed slots.
+
+    Raises:
+        SettingError: A setting cannot work, alone or with the others.
+
+    References:
+        Thakur et al. (2025), arXiv:2505.16967.
+    """
+
+    def __init__(
+        self,
+        judged_by: str | Cascade | Judge | Sequence[Judge] = "paper",
+        *,
+        action: ActionName | Mapping[str, ActionName] | None = None,
+        count: str | None = None,
+        max_false_negatives: int | float | str | None = "preset",
+        skip_subsets: Iterable[str] | None = None,
+        min_negatives: int | None = None,
+        models: Sequence[str] = (),
+        protocol: str | None = None,
+        prompt: str | Prompt | None = None,
+        escalate: Escalation | None = None,
+        base_url: str | None = None,
+        endpoint: Endpoint | None = None,
+        api_key: str | None = None,
+        max_concurrency: int | None = None,
+        cache: str | Path | VerdictCache | None = None,
+        format: str | None = None,  # noqa: A002  the word that users know
+        columns: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        overrides = Overrides(
+            models=tuple(models),
+            protocol=protocol,
+            prompt=prompt,
+            escalate=escalate,
+            endpoint=_endpoint(base_url, endpoint),
+            api_key=api_key,
+            max_concurrency=max_concurrency,
+        )
+        self.preset, self.cascade, policy = _cascade_and_policy(judged_by, overrides)
+        changed = {
+            "action": action,
+            "count": count,
+            "skip_subsets": None if skip_subsets is None else frozenset(skip_subsets),
+            "min_negatives": min_negatives,
+        }
+        chosen: dict[str, Any] = {name: v for name, v in changed.items() if v is not None}
+        if max_false_negatives != "preset":
+            chosen["max_false_negatives"] = max_false_negatives
+        self.policy = replace(policy, **chosen)
+        self.format = format
+        self.columns = dict(columns or {})
+        self.seed = seed
+        self.cache = _as_cache(cache)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since = time.time()
+        self._formats: dict[tuple[str, ...], Format] = {}
+        self._has_warned = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that can change an answer or an action, and of nothing else."""
+        policy = {**asdict(self.policy), "skip_subsets": sorted(self.policy.skip_subsets)}
+        parts = [VERSION, self.cascade.fingerprint, policy, self.format, self.columns, self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Relabel the rows of one batch, as `Dataset.map(…, batched=True)` hands it over.
+
+        Rows of one query in triplet and pair formats are judged together within the batch; run
+        `judge` first, so that they are over the whole dataset.
+
+        Returns:
+            All columns, with equal lengths; there may be fewer rows than before, or more.
+
+        Raises:
+            ColumnError, RowError: The batch fits no format, or a row does not.
+            AccountError: The run cannot go on; run again, what was judged is in the cache.
+        """
+        format_ = self.format_of(batch)
+        rows = format_.read(batch)
+        traces = self._traces(rows)
+        edits = [self.edit(row, found, format_) for row, found in zip(rows, traces, strict=True)]
+        return format_.write(batch, rows, edits, seed=self.seed).batch
+
+    def judge(
+        self,
+        dataset: AnyDatasets,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Progress:
+        """Fill the cache with the verdicts of a whole dataset; `map` then only reads.
+
+        Rows stream through a window of calls in flight, without a barrier between batches and
+        without growing with the dataset. In triplet and pair formats all rows of a query are judged
+        together, wherever they lie (a stream is judged batch by batch).
+
+        Args:
+            dataset: Any of the four kinds of `datasets`.
+            progress: Called after each row, on a thread of its own.
+
+        Returns:
+            The run's totals.
+
+        Raises:
+            ColumnError, RowError: As calling does.
+            AccountError: The run cannot go on; what was judged, and what was in flight, is kept.
+        """
+        self._warn_once()
+        self.cascade.start_run()
+        rows = (row for part in _parts(dataset) for row in self.rows(part))
+        return background.run(self._judge_stream(rows, progress))
+
+    def decisions(self, dataset: AnyDatasets) -> AnyDatasets:
+        """Return one row for each (query, passage), from the cache alone.
+
+        Returns:
+            A dataset of the same kind with the columns query_id, query, docid, passage, subset,
+            role ("positive", "negative"), stage, judge, relevance, action, grade and reason.
+        """
+        from datasets import DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+
+        features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+
+        def decide(part: AnyDataset) -> AnyDataset:
+            columns = list(part.column_names or next(iter(part)))
+            settings: dict[str, Any] = (
+                {}
+                if isinstance(part, IterableDataset)
+                else {
+                    # In the cache of `datasets`, an undecided passage would stay so for ever.
+                    "load_from_cache_file": False,
+                    "desc": "decisions",
+                }
+            )
+            return part.map(
+                self._decide, batched=True, remove_columns=columns, features=features, **settings
+            )
+
+        if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+            return type(dataset)({name: decide(part) for name, part in dataset.items()})
+        return decide(dataset)
+
+    def report(self, dataset: AnyDatasets) -> RelabelReport:
+        """Count what was judged and what becomes of it, from the cache alone."""
+        tally = self.new_tally()
+        for part in _parts(dataset):
+            for batch in part.iter(batch_size=1000):
+                self.relabel(batch, tally)
+        return tally.report
+
+    def new_tally(self) -> Tally:
+        """Return an empty count of this cascade."""
+        tally = Tally(self.cascade, lookup=self._lookup, since=self._since)
+        tally.report.settings = self.settings()
+        return tally
+
+    def relabel(self, batch: Batch, tally: Tally, *, first_index: int = 0) -> Relabeled:
+        """Relabel a batch from the cache alone, and count it.
+
+        Args:
+            batch: Rows in their own format.
+            tally: Where they are counted.
+            first_index: Where the batch starts in the dataset, for error messages.
+        """
+        format_ = self.format_of(batch)
+        rows = format_.read(batch, first_index=first_index)
+        traces = [self.recall(row) for row in rows]
+        edits = [self.edit(row, found, format_) for row, found in zip(rows, traces, strict=True)]
+        for row, edit, found in zip(rows, edits, traces, strict=True):
+            if self.policy.skips(row):
+                tally.add_skipped(row)
+            else:
+                tally.add_row(row, edit, found)
+        written = format_.write(batch, rows, edits, seed=self.seed)
+        tally.add_batch(_length(batch), written)
+        return Relabeled(relabeler=self, rows=rows, edits=edits, traces=traces, written=written)
+
+    def recall(self, row: Row) -> dict[str, Trace]:
+        """Return what each stage said of a row's negatives, by `Passage.key`, without a call."""
+        question = self.question(row)
+        if question is None:
+            return {}
+        keys = [passage.key for passage in open_negatives(row)]
+        return dict(zip(keys, self.cascade.recall(question, self.cache), strict=True))
+
+    def edit(self, row: Row, traces: Mapping[str, Trace], format_: Format) -> Edit:
+        """Decide what becomes of a row, given what each stage said of its negatives."""
+        verdicts = {key: trace[-1] for key, trace in traces.items()}
+        can_run_out = not (format_.refills or format_.is_spread)
+        return self.policy.edit(row, verdicts, can_run_out=can_run_out)
+
+    def format_of(self, batch: Batch) -> Format:
+        """Return the format of a batch, found once for each set of columns."""
+        names = tuple(batch)
+        if names not in self._formats:
+            sample = {name: values[0] for name, values in batch.items() if values}
+            self._formats[names] = resolve(
+                names, format=self.format, mapping=self.columns, sample=sample
+            )
+        return self._formats[names]
+
+    def rows(self, dataset: AnyDataset) -> Iterator[Row]:
+        """Read a dataset's rows; those of one query together, wherever they lie."""
+        first = next(iter(dataset.iter(batch_size=1)), None)
+        if first is not None:
+            yield from iter_rows(dataset, self.format_of(first), batch_size=_READ_BATCH)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was asked for, in JSON values and without secrets."""
+        policy = {**asdict(self.policy), "skip_subsets": sorted(self.policy.skip_subsets)}
+        return {
+            "preset": self.preset,
+            "models": [stage.judge.model for stage in self.cascade.stages],
+            "escalate": self.cascade.escalate,
+            **policy,
+            "seed": self.seed,
+            "cascade_fingerprint": self.cascade.fingerprint,
+            "fingerprint": self.fingerprint,
+            "version": __version__,
+        }
+
+    def _decide(self, batch: Batch) -> Batch:
+        return self.relabel(batch, self.new_tally()).decisions()
+
+    def _traces(self, rows: Sequence[Row]) -> list[dict[str, Trace]]:
+        """Return the rows' verdicts: from the cache where it knows them all, else by asking."""
+        found = [self.known(row) for row in rows]
+        unknown = [row for row, traces in zip(rows, found, strict=True) if traces is None]
+        if not unknown:
+            return [traces for traces in found if traces is not None]
+        self._warn_once()
+        asked = iter(background.run(self._judge_rows(unknown)))
+        return [next(asked) if traces is None else traces for traces in found]
+
+    def known(self, row: Row) -> dict[str, Trace] | None:
+        """Return a row's final verdicts by `Passage.key`, or None while one is missing."""
+        if self.policy.skips(row):
+            return {}
+        return self.cascade.known(
+            row.query, [passage.key for passage in open_negatives(row)], self.cache
+        )
+
+    async def _judge_rows(self, rows: Sequence[Row]) -> list[dict[str, Trace]]:
+        found: dict[int, dict[str, Trace]] = {}
+
+        async def judge(numbered: tuple[int, Row]) -> None:
+            found[numbered[0]] = await self._judge_row(numbered[1])
+
+        await _Window(judge, _MAX_ROWS_AHEAD).run(enumerate(rows))
+        return [found[index] for index in range(len(rows))]
+
+    async def _judge_row(self, row: Row) -> dict[str, Trace]:
+        question = self.question(row)
+        if question is None:
+            return {}
+        keys = [passage.key for passage in open_negatives(row)]
+        traces = await self.cascade.judge_question(question, self.cache)
+        return dict(zip(keys, traces, strict=True))
+
+    async def _judge_stream(
+        self, rows: Iterator[Row], progress: Callable[[Progress], None] | None
+    ) -> Progress:
+        window = _Window(self._judge_row, _MAX_ROWS_AHEAD)
+        started, before = time.monotonic(), replace(self.cascade.counts)
+
+        def snapshot() -> Progress:
+            counts = self.cascade.counts.since(before)
+            return Progress(
+                n_rows=window.n_done, elapsed_s=time.monotonic() - started, **asdict(counts)
+            )
+
+        if progress is not None:
+            window.on_done = lambda: progress(snapshot())
+        await window.run(rows)
+        return snapshot()
+
+    def question(self, row: Row) -> Question | None:
+        """Return what a judge is asked about a row, or None where there is nothing to ask."""
+        passages = open_negatives(row)
+        if not passages or self.policy.skips(row):
+            return None
+        return Question(
+            query=row.query,
+            passages=tuple(passage.shown for passage in passages),
+            positives=tuple(dict.fromkeys(passage.shown for passage in row.positives)),
+            subset=row.subset,
+        )
+
+    def _lookup(self, key: str) -> tuple[Call | None, list[Failure]]:
+        return self.cache.call(key), self.cache.failures(key)
+
+    def _warn_once(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            for stage in self.cascade.stages:
+                warn_of_shutdown(stage.judge.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = {"_since", "_formats", "_has_warned"}
+        state = {name: value for name, value in self.__dict__.items() if name not in hidden}
+        # `map` hashes classes by name alone: without this, new prompts would not be noticed.
+        return {**state, "fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: v for name, v in state.items() if name != "fingerprint"})
+        self._begin()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relabeled:
+    """One batch, relabeled, with all that led there."""
+
+    relabeler: Relabeler
+    rows: Sequence[Row]
+    edits: Sequence[Edit]
+    traces: Sequence[Mapping[str, Trace]]
+    written: Written
+
+    def decisions(self) -> Batch:
+        """Return the columns of `COLUMNS`, one entry for each negative."""
+        cascade, cache = self.relabeler.cascade, self.relabeler.cache
+        reasons = [
+            cascade.reasons(found, cache, subset=row.subset)
+            for row, found in zip(self.rows, self.traces, strict=True)
+        ]
+        return decision_columns(cascade, self.rows, self.edits, self.traces, reasons)
+
+
+class _Window(Generic[T]):
+    """Runs a coroutine for each item of a stream, so many at a time, without a barrier."""
+
+    def __init__(self, work: Callable[[T], Awaitable[object]], size: int) -> None:
+        self.n_done = 0
+        self.on_done: Callable[[], None] = lambda: None
+        self._work = work
+        self._slots = asyncio.Semaphore(size)
+        self._running: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+
+    async def run(self, items: Iterator[T]) -> None:
+        """Work on all items; after an error or an interrupt, end what runs, then raise."""
+        try:
+            while self._error is None and (batch := await asyncio.to_thread(_take, items)):
+                for item in batch:
+                    await self._start(item)
+        finally:
+            # Never cancelled: what is in flight is paid for, and its reply goes to the cache.
+            if self._running:
+                await asyncio.wait(self._running)
+        if self._error is not None:
+            raise self._error
+
+    async def _start(self, item: T) -> None:
+        await self._slots.acquire()
+        if self._error is not None:
+            return
+        task = asyncio.create_task(self._do(item))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _do(self, item: T) -> None:
+        try:
+            await self._work(item)
+        except BaseException as error:  # kept for `run`, which raises it when all has ended
+            self._error = self._error or error
+        else:
+            self.n_done += 1
+            self.on_done()
+        finally:
+            self._slots.release()
+
+
+def _take(items: Iterator[T]) -> list[T]:
+    return list(islice(items, _READ_BATCH))
+
+
+def _parts(dataset: AnyDatasets) -> list[AnyDataset]:
+    return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values()), []))
+
+
+def _endpoint(base_url: str | None, endpoint: Endpoint | None) -> Endpoint | None:
+    if base_url is not None and endpoint is not None:
+        raise SettingError("expected base_url or endpoint, found both. Put base_url into endpoint.")
+    return Endpoint(base_url=base_url) if base_url is not None else endpoint
+
+
+def _cascade_and_policy(
+    judged_by: str | Cascade | Judge | Sequence[Judge], overrides: Overrides
+) -> tuple[str | None, Cascade, Policy]:
+    if isinstance(judged_by, str):
+        preset = load_preset(judged_by, overrides)
+        return preset.name, preset.cascade, preset.policy
+    if overrides != Overrides(escalate=overrides.escalate):
+        raise SettingError(
+            "expected models, protocol, prompt, base_url, endpoint, api_key and max_concurrency "
+            "with a preset's name only: a judge or cascade of your own has its own settings."
+        )
+    if isinstance(judged_by, Cascade):
+        if overrides.escalate is not None:
+            raise SettingError("expected escalate in the cascade itself, found it here too.")
+        return None, judged_by, Policy()
+    judges = list(judged_by) if isinstance(judged_by, Sequence) else [judged_by]
+    stages = [Stage(cast("Judge", judge)) for judge in judges]
+    return None, Cascade(stages, escalate=overrides.escalate or "passage"), Policy()
+
+
+def _as_cache(cache: str | Path | VerdictCache | None) -> VerdictCache:
+    return cache if isinstance(cache, VerdictCache) else VerdictCache(cache or default_directory())
