@@ -1,0 +1,458 @@
+"""The command line: arguments to calls, nothing else.
+
+Exit codes: 0 done; 1 a usage or data error; 2 stopped with work left, and the same command resumes;
+3 finished with more undecided passages than allowed.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hf_relabel.errors import AccountError, CacheError, RelabelError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="hf-relabel",
+    help="Find the false negatives in retrieval training data, and drop or promote them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+verdicts = typer.Typer(no_args_is_help=True, help="Exchange and count cached verdicts.")
+app.add_typer(verdicts, name="verdicts")
+out = Console()
+err = Console(stderr=True)
+
+
+class Count(str, Enum):
+    """Which relevances make a false negative."""
+
+    BETTER = "better"
+    BOTH = "better+worse"
+
+
+class RowAction(str, Enum):
+    """What becomes of false negatives."""
+
+    PROMOTE = "promote"
+    DROP = "drop"
+    REMOVE_ROW = "remove-row"
+
+
+class Level(str, Enum):
+    """What goes to the next stage."""
+
+    ROW = "row"
+    PASSAGE = "passage"
+
+
+class Form(str, Enum):
+    """How judges reply."""
+
+    XML = "xml"
+    JSON = "json"
+
+
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
+    ),
+]
+PresetName = Annotated[str, typer.Option("--preset", help="paper, current or offline.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url", envvar="OPENAI_BASE_URL", help="An OpenAI-compatible address, ending in /v1."
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="A stage's model, cheap to strong; once for each stage."),
+]
+ProtocolName = Annotated[Form | None, typer.Option("--protocol", help="How judges reply.")]
+PromptFile = Annotated[
+    str | None, typer.Option("--prompt", help="One prompt for all stages: a name or a file.")
+]
+ActionOption = Annotated[
+    RowAction | None, typer.Option("--action", help="What false negatives become.")
+]
+CountOption = Annotated[Count | None, typer.Option("--count", help="What makes a false negative.")]
+Escalate = Annotated[Level | None, typer.Option("--escalate", help="What the next stage sees.")]
+MaxFalse = Annotated[
+    int | None,
+    typer.Option("--max-false-negatives", help="Rows with more are dropped.", min=0),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", envvar="HF_RELABEL_CACHE", help="Folder of verdicts  [~/.cache/hf_relabel]."
+    ),
+]
+Split = Annotated[str | None, typer.Option("--split", help="One split only.")]
+Config = Annotated[str | None, typer.Option("--config", help="The Hub dataset's subset.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="The first N rows.", min=1)]
+FormatName = Annotated[
+    str | None, typer.Option("--format", help="The rows' format, if columns do not tell.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="role=column, where columns have names of their own."),
+]
+Concurrency = Annotated[
+    int | None, typer.Option("--max-concurrency", help="Most calls of a judge in flight.", min=1)
+]
+
+
+@app.command()
+def run(
+    source: Input,
+    output: Annotated[Path, typer.Option("--output", help="Folder for data and report.")],
+    preset: PresetName = "paper",
+    base_url: BaseUrl = None,
+    model: Models = None,
+    protocol: ProtocolName = None,
+    prompt: PromptFile = None,
+    action: ActionOption = None,
+    count: CountOption = None,
+    escalate: Escalate = None,
+    max_false_negatives: MaxFalse = None,
+    cache: CacheFolder = None,
+    split: Split = None,
+    config: Config = None,
+    limit: Limit = None,
+    to: Annotated[str | None, typer.Option("--to", help="Convert the result to a format.")] = None,
+    format: FormatName = None,  # noqa: A002
+    column: Columns = None,
+    max_concurrency: Concurrency = None,
+    max_undecided: Annotated[
+        int | None, typer.Option("--max-undecided", help="More undecided passages: exit code 3.")
+    ] = None,
+) -> None:
+    """Judge a dataset, and write it with its false negatives dropped or promoted."""
+    from hf_relabel.files import load_source, write_relabeled
+
+    relabeler = _relabeler(
+        preset=preset,
+        base_url=base_url,
+        models=model or (),
+        protocol=protocol and protocol.value,
+        prompt=prompt,
+        action=action and action.value.replace("-", "_"),
+        count=count and count.value,
+        escalate=escalate and escalate.value,
+        max_false_negatives="preset" if max_false_negatives is None else max_false_negatives,
+        cache=cache,
+        format=format,
+        columns=_mapping(column),
+        max_concurrency=max_concurrency,
+    )
+    splits = load_source(source, split=split, config=config, limit=limit)
+    _judge(relabeler, splits)
+    report = write_relabeled(relabeler, splits, output, to=to)
+    _print_report(report)
+    out.print(f"Written to {output}.")
+    if max_undecided is not None and report.negatives.undecided > max_undecided:
+        err.print(
+            f"{report.negatives.undecided} negatives are undecided, more than {max_undecided}. "
+            "Run the same command to ask about them again."
+        )
+        raise typer.Exit(3)
+
+
+@app.command()
+def estimate(
+    source: Input,
+    preset: PresetName = "paper",
+    base_url: BaseUrl = None,
+    model: Models = None,
+    protocol: ProtocolName = None,
+    prompt: PromptFile = None,
+    cache: CacheFolder = None,
+    split: Split = None,
+    config: Config = None,
+    limit: Limit = None,
+    format: FormatName = None,  # noqa: A002
+    column: Columns = None,
+    sample: Annotated[int, typer.Option("--sample", help="Rows to look at.", min=1)] = 200,
+) -> None:
+    """Estimate the calls and tokens of a run, by stage; no call is made."""
+    from hf_relabel.estimate import estimate as estimate_run
+    from hf_relabel.files import load_source
+
+    relabeler = _relabeler(
+        preset=preset,
+        base_url=base_url,
+        models=model or (),
+        protocol=protocol and protocol.value,
+        prompt=prompt,
+        cache=cache,
+        format=format,
+        columns=_mapping(column),
+    )
+    splits = load_source(source, split=split, config=config, limit=limit)
+    result = estimate_run(relabeler, splits, sample_rows=sample)
+    columns = map(_right, ("rows", "calls", "tokens in", "tokens out"))
+    table = Table("stage", "model", *columns, box=SIMPLE_HEAD)
+    for stage in result.stages:
+        table.add_row(
+            stage.name,
+            stage.model,
+            _number(round(result.n_rows * stage.share_of_rows)),
+            _number(stage.calls),
+            _number(stage.prompt_tokens),
+            _number(stage.completion_tokens),
+        )
+    out.print(table)
+    out.print(f"{result.n_rows:,} rows; {result.n_sampled:,} looked at.")
+    if result.share_known:
+        out.print(f"{result.share_known:.0%} of them are in the cache and cost nothing.")
+    out.print(f"Assumed: {'; '.join(result.assumptions)}.")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the report of a run."""
+    from hf_relabel.files import read_report
+
+    found = read_report(folder)
+    if as_json:
+        out.print_json(data=found.to_json())
+    else:
+        _print_report(found)
+
+
+@app.command()
+def convert(
+    source: Input,
+    to: Annotated[str, typer.Option("--to", help="The format to write.")],
+    output: Annotated[Path, typer.Option("--output", help="A .parquet or .jsonl file.")],
+    format: FormatName = None,  # noqa: A002
+    column: Columns = None,
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", help="Width of an n-tuple.", min=1)
+    ] = None,
+    split: Split = None,
+    config: Config = None,
+    limit: Limit = None,
+) -> None:
+    """Convert a dataset from one format to another."""
+    from hf_relabel.files import load_source, write_rows
+    from hf_relabel.formats import convert as convert_rows
+
+    splits = load_source(source, split=split, config=config, limit=limit)
+    if len(splits) > 1:
+        raise typer.BadParameter(f"choose one of the splits {list(splits)}", param_hint="--split")
+    rows = next(iter(splits.values()))
+    new = convert_rows(rows, to=to, format=format, columns=_mapping(column), n_negatives=negatives)
+    write_rows(new, output)
+    out.print(f"{len(rows):,} rows read, {len(new):,} written to {output}.")
+
+
+@app.command()
+def demo(
+    preset: PresetName = "offline",
+    base_url: BaseUrl = None,
+    model: Models = None,
+    cache: CacheFolder = None,
+) -> None:
+    """Relabel the sample that comes with the library, and compare it with its answer key."""
+    from hf_relabel.demo import run_demo
+
+    relabeler = _relabeler(preset=preset, base_url=base_url, models=model or (), cache=cache)
+    result = run_demo(relabeler)
+    columns = map(_right, ("rows", "positives", "now", "negatives", "now"))
+    table = Table("subset", *columns, box=SIMPLE_HEAD, title="The sample, before and after")
+    for subset, (n_rows, n_positives, n_negatives) in result.before.items():
+        _, new_positives, new_negatives = result.after.get(subset, (0, 0, 0))
+        table.add_row(
+            subset,
+            f"{n_rows}",
+            f"{n_positives}",
+            f"{new_positives}",
+            f"{n_negatives}",
+            f"{new_negatives}",
+        )
+    out.print(table)
+    for found in [promotion for promotion in result.promotions if promotion.is_in_key][:3]:
+        out.print(f"[bold]{found.query}[/bold]\n  promoted: {found.passage}\n", highlight=False)
+    out.print(str(result.report))
+    precision = "none promoted" if result.precision is None else f"{result.precision:.2f}"
+    out.print(
+        f"Against the answer key ({result.n_planted} planted false negatives): "
+        f"precision {precision}, recall {result.recall:.2f}."
+    )
+    if preset == "offline":
+        out.print(
+            "This was an offline stand-in: similarity by all-MiniLM-L6-v2, not the LLM cascade. With "
+            "OPENAI_API_KEY set, `hf-relabel demo --preset paper` asks the cascade."
+        )
+
+
+@verdicts.command("export")
+def export_verdicts(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the tables go.")],
+    cache: CacheFolder = None,
+) -> None:
+    """Write the cached replies and verdicts to Parquet tables, safe to share."""
+    from hf_relabel.exchange import export_cache
+
+    counts = export_cache(_cache(cache), folder)
+    out.print(f"{counts.n_calls:,} calls and {counts.n_pairs:,} pairs written to {folder}.")
+
+
+@verdicts.command("import")
+def import_verdicts(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the tables are.")],
+    cache: CacheFolder = None,
+) -> None:
+    """Add exported replies and verdicts to the cache; what is there already stays."""
+    from hf_relabel.exchange import import_cache
+
+    counts = import_cache(folder, _cache(cache))
+    out.print(f"{counts.n_calls:,} calls and {counts.n_pairs:,} pairs read from {folder}.")
+
+
+@verdicts.command("stats")
+def verdict_stats(cache: CacheFolder = None) -> None:
+    """Count what the cache holds."""
+    opened = _cache(cache)
+    found = opened.stats()
+    out.print(
+        f"{opened.directory}: {found.n_calls:,} calls, {found.n_failed_calls:,} calls with "
+        f"failures, verdicts on {found.n_queries:,} queries; {found.n_bytes / 1e6:,.1f} MB."
+    )
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run the command line on some arguments and return its exit code."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app(arguments)
+    except SystemExit as end:
+        # The parser says 2 for a usage error; 2 is ours for "stopped, and can be resumed".
+        return 1 if end.code == 2 else int(end.code or 0)
+    except (AccountError, CacheError, _InterruptedRunError) as error:
+        err.print(f"Stopped: {error}", style="red", highlight=False, markup=False)
+        return 2
+    except RelabelError as error:
+        err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+class _InterruptedRunError(RelabelError):
+    """The user pressed Ctrl-C."""
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    err.print(f"Warning: {message}", style="yellow", highlight=False, markup=False)
+
+
+def _relabeler(**settings: Any) -> Any:
+    from datasets import disable_progress_bars
+
+    from hf_relabel.transform import Relabeler
+
+    disable_progress_bars()  # one bar is enough, and it is ours
+    preset = settings.pop("preset")
+    return Relabeler(preset, **settings)
+
+
+def _cache(folder: Path | None) -> Any:
+    from hf_relabel.cache import VerdictCache, default_directory
+
+    return VerdictCache(folder or default_directory())
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str]:
+    pairs = [column.partition("=") for column in columns or ()]
+    for role, equals, name in pairs:
+        if not (role and equals and name):
+            raise typer.BadParameter(f"expected role=column, found {role!r}", param_hint="--column")
+    return {role: name for role, _, name in pairs}
+
+
+def _judge(relabeler: Any, splits: Any) -> None:
+    """Judge with a progress bar; Ctrl-C lets what is in flight come in."""
+    total = sum(len(part) for part in splits.values())
+    with _progress_bar() as bar:
+        task = bar.add_task("judging", total=total, spent="")
+
+        def show(done: Any) -> None:
+            tokens = done.prompt_tokens + done.completion_tokens
+            spent = f"{done.n_calls:,} calls, {tokens:,} tokens"
+            bar.update(task, completed=min(done.n_rows, total), spent=spent)
+
+        try:
+            relabeler.judge(splits, progress=show)
+        except KeyboardInterrupt:
+            raise _InterruptedRunError(
+                "interrupted. Every reply that came is in the cache; the same command resumes."
+            ) from None
+        bar.update(task, completed=total)
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[spent]}"),
+        console=err,
+    )
+
+
+def _print_report(found: Any) -> None:
+    names = ("rows", "flagged", "better", "worse", "undecided", "calls", "tokens")
+    table = Table("stage", "model", *map(_right, names), box=SIMPLE_HEAD)
+    for stage in found.stages:
+        known = [stage.prompt_tokens, stage.completion_tokens]
+        tokens = None if None in known else sum(known)
+        numbers = (stage.rows_asked, stage.rows_flagged, stage.better, stage.worse, stage.undecided)
+        calls = stage.calls + stage.cached
+        table.add_row(stage.name, stage.model, *map(_number, (*numbers, calls, tokens)))
+    out.print(table)
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.rows_dropped.items())
+    out.print(
+        f"{found.rows_in:,} rows in, {found.rows_out:,} out"
+        + (f", {found.rows_added:,} added" if found.rows_added else "")
+        + (f"; dropped: {dropped}" if dropped else "")
+        + "."
+    )
+    out.print(str(found))
+    if found.undecided_reasons:
+        reasons = ", ".join(f"{count:,} {why}" for why, count in found.undecided_reasons.items())
+        out.print(f"Undecided: {reasons}. They stay negatives; the next run asks again.")
+
+
+def _right(name: str) -> Any:
+    from rich.table import Column
+
+    return Column(name, justify="right")
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
