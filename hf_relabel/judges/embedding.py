@@ -220,7 +220,7 @@ class EmbeddingJudge(LocalJudge):
         if not texts:
             return {}, {}
         queries, texts = list(dict.fromkeys(queries)), list(dict.fromkeys(texts))
-        # Threads that share a tokenizer fail with "Already borrowed"; loading twice is slow.
+        # Threads that share a tokenizer can fail ("Already borrowed"); loading twice is slow.
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()

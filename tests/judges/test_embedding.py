@@ -120,13 +120,22 @@ def test_each_distinct_text_of_a_batch_is_encoded_once() -> None:
     assert sorted(counting.texts) == sorted({POSITIVE, SAME, LOOSE, CATS})
 
 
-def test_threads_share_one_judge() -> None:
-    """The tokenizer is not thread-safe: without the lock this fails with "Already borrowed"."""
+def test_threads_share_one_judge_and_load_its_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    load = EmbeddingJudge._load
+
+    def counted(judge: EmbeddingJudge) -> Any:
+        loaded.append(judge)
+        return load(judge)
+
+    monkeypatch.setattr(EmbeddingJudge, "_load", counted)
     judge = EmbeddingJudge()
+
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(judge.judge, [CAPITAL] * 8))
 
     assert answers == [judge.judge(CAPITAL)] * 8
+    assert loaded == [judge]
 
 
 def test_the_pickle_holds_the_settings_alone(judge: EmbeddingJudge) -> None:
