@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from hf_relabel.errors import RelabelError as RelabelError
     from hf_relabel.formats import convert as convert
     from hf_relabel.judges.chat import ChatJudge as ChatJudge
-    from hf_relabel.judges.client import Endpoint as Endpoint
     from hf_relabel.judges.embedding import EmbeddingJudge as EmbeddingJudge
+    from hf_relabel.judges.endpoint import Endpoint as Endpoint
     from hf_relabel.judges.protocol import Judge as Judge
     from hf_relabel.judges.protocol import LocalJudge as LocalJudge
     from hf_relabel.judges.scripted import ScriptedJudge as ScriptedJudge
@@ -36,7 +36,7 @@ _HOMES = {
     "Cascade": "cascade",
     "ChatJudge": "judges.chat",
     "EmbeddingJudge": "judges.embedding",
-    "Endpoint": "judges.client",
+    "Endpoint": "judges.endpoint",
     "Judge": "judges.protocol",
     "LocalJudge": "judges.protocol",
     "Policy": "policy",

@@ -31,6 +31,7 @@ import diskcache
 from diskcache.core import MODE_RAW
 
 from hf_relabel.errors import CacheError
+from hf_relabel.presence import Presence
 from hf_relabel.questions import Reply
 from hf_relabel.verdicts import Relevance, Trace, Verdict
 
@@ -253,6 +254,7 @@ class VerdictCache:
 
     def _open(self) -> None:
         self._writer = _Writer(self.write)
+        self.presence = Presence(self.directory / "present")
         with _as_cache_errors(self.directory):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _warn_on_network_filesystem(self.directory)
@@ -299,6 +301,24 @@ class VerdictCache:
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write records without blocking the event loop; they are on disk when this returns."""
         await asyncio.wrap_future(self._writer.submit(entries))
+
+    def claim(self, key: str) -> bool:
+        """Say that this process buys a call; False while another one that is at work does.
+
+        A process that died holds nothing: its claims end when its presence does.
+        """
+        row_key, mine = f"claim:{key}", self.presence.name
+        with _as_cache_errors(self.directory), self._disk.transact():
+            owner = self._disk.get(row_key)
+            if owner is not None and owner != mine and self.presence.is_present(owner):
+                return False
+            self._disk.set(row_key, mine)
+        return True
+
+    def unclaim(self, key: str) -> None:
+        """Give a claim back, whether or not the call brought a reply."""
+        with _as_cache_errors(self.directory):
+            self._disk.delete(f"claim:{key}")
 
     def calls(self) -> Iterator[Call]:
         """Iterate over all replies, in the order of their keys, with flat memory."""
@@ -527,7 +547,9 @@ def _storage_error(directory: Path, cause: BaseException) -> CacheError:
     if "locked" in words:
         advice = "Another process holds it for over a minute: end that one, or use another folder."
     elif "full" in words or "No space" in words or "I/O error" in words:
-        advice = "The disk is full, or broken: free some space and run again; what was saved is kept."
+        advice = (
+            "The disk is full, or broken: free some space and run again; what was saved is kept."
+        )
     elif isinstance(cause, (FileExistsError, NotADirectoryError)):
         advice = "There is a file where the folder should be: name another folder."
     elif "readonly" in words or "unable to open" in words or isinstance(cause, PermissionError):

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ __all__ = ["Cascade", "Counts", "Escalation", "Stage"]
 Escalation = Literal["row", "passage"]
 NOT_ASKED = "not asked"
 """The reason of a passage that no judge was asked about yet."""
+
+_CLAIM_POLL_S = 0.2
 
 _Ask = Callable[[Judge, Question], Awaitable[list[Verdict]]]
 
@@ -292,13 +294,32 @@ class Cascade:
             return verdicts
         if key in self._asked_in_vain:
             return _recalled(judge, question, cache)
-        verdicts, entries = await _buy(judge, question, key, supersedes=call is not None)
+        if _is_too_long(question, cache.failures(key)):
+            return await self._ask_halves(judge, question, cache)
+        async with _claimed(cache, key) as is_mine:
+            if not is_mine:  # bought by another process while we waited
+                return await self._ask(judge, question, cache)
+            return await self._buy(judge, question, cache, supersedes=call is not None)
+
+    async def _buy(
+        self, judge: Judge, question: Question, cache: VerdictCache, *, supersedes: bool
+    ) -> list[Verdict]:
+        key = judge.key(question)
+        verdicts, entries = await _buy(judge, question, key, supersedes=supersedes)
         self.counts.add(entries)
         if entries:
             await cache.commit(entries)
+        if _is_too_long(question, entries):
+            return await self._ask_halves(judge, question, cache)
         if any(not verdict.relevance.is_decided for verdict in verdicts):
             self._asked_in_vain.add(key)
         return verdicts
+
+    async def _ask_halves(
+        self, judge: Judge, question: Question, cache: VerdictCache
+    ) -> list[Verdict]:
+        halves = [await self._ask(judge, half, cache) for half in _halves(question)]
+        return [verdict for verdicts in halves for verdict in verdicts]
 
     def _turn(self, query: str) -> AbstractAsyncContextManager[None]:
         turn = self._turns.get(query)
@@ -418,7 +439,40 @@ def _recalled(judge: Judge, question: Question, cache: VerdictCache) -> list[Ver
     call = cache.call(key)
     if call is not None and (verdicts := _read(judge, question, call.reply, key)) is not None:
         return verdicts
-    return _undecided(judge, question, key, cache.failures(key))
+    failures = cache.failures(key)
+    if _is_too_long(question, failures):
+        halves = [_recalled(judge, half, cache) for half in _halves(question)]
+        return [verdict for verdicts in halves for verdict in verdicts]
+    return _undecided(judge, question, key, failures)
+
+
+def _is_too_long(question: Question, entries: Sequence[Entry]) -> bool:
+    """Whether the server found the prompt too long, and fewer passages may still fit."""
+    last = entries[-1] if entries else None
+    return (
+        isinstance(last, Failure) and last.reason == "context_length" and len(question.passages) > 1
+    )
+
+
+def _halves(question: Question) -> list[Question]:
+    return question.split((len(question.passages) + 1) // 2)
+
+
+@asynccontextmanager
+async def _claimed(cache: VerdictCache, key: str) -> AsyncIterator[bool]:
+    """Hold the right to buy a call, where other processes are at work; False if one bought it."""
+    if cache.presence.count() == 1:
+        yield True
+        return
+    while not await asyncio.to_thread(cache.claim, key):
+        await asyncio.sleep(_CLAIM_POLL_S)
+        if cache.has_call(key):
+            yield False
+            return
+    try:
+        yield True
+    finally:
+        await asyncio.to_thread(cache.unclaim, key)
 
 
 def _undecided(

@@ -289,8 +289,10 @@ def demo(
             f"{new_negatives}",
         )
     out.print(table)
-    for found in [promotion for promotion in result.promotions if promotion.is_in_key][:3]:
-        out.print(f"[bold]{found.query}[/bold]\n  promoted: {found.passage}\n", highlight=False)
+    for found in result.promotions[:: max(1, len(result.promotions) // 3)][:3]:
+        agrees = "the key agrees" if found.is_in_key else "the key says: not an answer"
+        out.print(f"[bold]{found.query}[/bold]", highlight=False)
+        out.print(f"  promoted ({agrees}): {found.passage}\n", highlight=False)
     out.print(str(result.report))
     precision = "none promoted" if result.precision is None else f"{result.precision:.2f}"
     out.print(

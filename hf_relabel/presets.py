@@ -12,7 +12,8 @@ from typing import Any
 from hf_relabel.cascade import Cascade, Escalation, Stage
 from hf_relabel.errors import SettingError
 from hf_relabel.judges.chat import ChatJudge
-from hf_relabel.judges.client import Endpoint
+from hf_relabel.judges.endpoint import Endpoint
+from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.policy import Policy
 from hf_relabel.prompts import Prompt
@@ -33,7 +34,7 @@ class Overrides:
         escalate: "row" or "passage".
         endpoint: Where chat models answer.
         api_key: Stays in this process.
-        max_concurrency: Most calls of one judge in flight.
+        ceilings: What is allowed at most of calls in flight, requests and tokens a minute.
     """
 
     models: Sequence[str] = ()
@@ -42,7 +43,7 @@ class Overrides:
     escalate: Escalation | None = None
     endpoint: Endpoint | None = None
     api_key: str | None = field(default=None, repr=False)
-    max_concurrency: int | None = None
+    ceilings: Ceilings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +123,12 @@ def _judge(stage: Mapping[str, Any], changed: Overrides, *, is_last: bool) -> Ju
     if changed.prompt is not None:
         settings["prompt"] = changed.prompt
         settings.pop("prompts_by_subset", None)
-    if changed.max_concurrency is not None:
-        settings["max_concurrency"] = changed.max_concurrency
-    return ChatJudge(**settings, endpoint=changed.endpoint, api_key=changed.api_key)
+    return ChatJudge(
+        **settings,
+        endpoint=changed.endpoint,
+        api_key=changed.api_key,
+        ceilings=changed.ceilings,
+    )
 
 
 def _policy(values: Mapping[str, Any]) -> Policy:

@@ -24,7 +24,9 @@ from hf_relabel.cascade import Cascade, Escalation, Stage
 from hf_relabel.decisions import COLUMNS, decision_columns
 from hf_relabel.errors import SettingError
 from hf_relabel.formats import Batch, Edit, Format, Row, Written, iter_rows, resolve
-from hf_relabel.judges.client import Endpoint
+from hf_relabel.judges.chat import ChatJudge
+from hf_relabel.judges.endpoint import Endpoint
+from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.models import warn_of_shutdown
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.policy import ActionName, Policy, open_negatives
@@ -90,7 +92,10 @@ class Relabeler:
         base_url: An OpenAI-compatible address.
         endpoint: The address with all its settings (Azure, headers, time limit), instead.
         api_key: Kept in this process alone: workers of `num_proc` take theirs from the environment.
-        max_concurrency: Most calls of one judge in flight; None is the judge's own.
+        max_concurrency: Most calls in flight to one model on one host; the server's own limit is
+            found out below it. Processes on one cache folder share this and the next two out.
+        rpm: Most requests a minute, likewise.
+        tpm: Most tokens a minute, likewise.
         cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
         format: The rows' format, where its columns do not tell; one of `FORMATS`.
         columns: Role → column name, where columns have names of their own.
@@ -120,6 +125,8 @@ class Relabeler:
         endpoint: Endpoint | None = None,
         api_key: str | None = None,
         max_concurrency: int | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
         cache: str | Path | VerdictCache | None = None,
         format: str | None = None,  # noqa: A002  the word that users know
         columns: Mapping[str, str] | None = None,
@@ -132,7 +139,7 @@ class Relabeler:
             escalate=escalate,
             endpoint=_endpoint(base_url, endpoint),
             api_key=api_key,
-            max_concurrency=max_concurrency,
+            ceilings=_ceilings(max_concurrency, rpm, tpm),
         )
         self.preset, self.cascade, policy = _cascade_and_policy(judged_by, overrides)
         changed = {
@@ -155,6 +162,9 @@ class Relabeler:
         self._since = time.time()
         self._formats: dict[tuple[str, ...], Format] = {}
         self._has_warned = False
+        for stage in self.cascade.stages:
+            if isinstance(stage.judge, ChatJudge):
+                stage.judge.attach(self.cache.presence)
 
     @property
     def fingerprint(self) -> str:
@@ -488,6 +498,12 @@ def _endpoint(base_url: str | None, endpoint: Endpoint | None) -> Endpoint | Non
     return Endpoint(base_url=base_url) if base_url is not None else endpoint
 
 
+def _ceilings(max_concurrency: int | None, rpm: float | None, tpm: float | None) -> Ceilings | None:
+    given = {"max_concurrency": max_concurrency, "rpm": rpm, "tpm": tpm}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Ceilings(**chosen) if chosen else None
+
+
 def _cascade_and_policy(
     judged_by: str | Cascade | Judge | Sequence[Judge], overrides: Overrides
 ) -> tuple[str | None, Cascade, Policy]:
@@ -496,8 +512,8 @@ def _cascade_and_policy(
         return preset.name, preset.cascade, preset.policy
     if overrides != Overrides(escalate=overrides.escalate):
         raise SettingError(
-            "expected models, protocol, prompt, base_url, endpoint, api_key and max_concurrency "
-            "with a preset's name only: a judge or cascade of your own has its own settings."
+            "expected models, protocol, prompt, base_url, endpoint, api_key, max_concurrency, rpm "
+            "and tpm with a preset's name only: a judge or cascade of your own has its own."
         )
     if isinstance(judged_by, Cascade):
         if overrides.escalate is not None:

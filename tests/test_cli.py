@@ -184,8 +184,9 @@ def test_an_account_fault_ends_with_2_and_the_same_command_resumes(
         (["nonsense"], "nonsense"),
     ],
 )
+@pytest.mark.usefixtures("rows_file")
 def test_mistakes_end_with_1_and_one_message(
-    run_cli: Run, rows_file: Path, tmp_path: Path, args: list[str], words: str
+    run_cli: Run, tmp_path: Path, args: list[str], words: str
 ) -> None:
     done = run_cli(*args, HF_RELABEL_CACHE=str(tmp_path / "cache"), OPENAI_API_KEY="x")
 
@@ -202,7 +203,7 @@ def test_a_missing_key_is_said_before_anything_is_sent(relabel: Run) -> None:
 
 
 def test_estimate_makes_no_call_and_sees_the_cache(
-    relabel: Run, run_cli: Run, chat_server: ChatServer, tmp_path: Path
+    relabel: Run, run_cli: Run, chat_server: ChatServer
 ) -> None:
     args = ["estimate", "rows.jsonl", "--base-url", chat_server.base_url, "--cache", "cache"]
 

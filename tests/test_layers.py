@@ -19,6 +19,7 @@ ORDER = [
     "formats",
     "policy",
     "prompts",
+    "presence",
     "cache",
     "exchange",
     "background",

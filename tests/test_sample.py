@@ -78,8 +78,35 @@ def test_the_key_names_negatives_of_its_rows(rows: list[Row], key: dict[str, Any
         assert set(kinds) <= negatives[query_id]
         assert set(kinds.values()) <= KINDS
         assert not set(kinds) & set(key["false_negatives"].get(query_id, []))
+
+
+def test_most_true_negatives_are_ordinary(rows: list[Row], key: dict[str, Any]) -> None:
+    """As in mined data: a trap or two in a row, of every kind, among plain hard negatives."""
     planted = Counter(kind for kinds in key["traps"].values() for kind in kinds.values())
+    n_traps = sum(planted.values())
+    n_false = sum(len(docids) for docids in key["false_negatives"].values())
+    n_true = sum(len(row["negative_passages"]) for row in rows) - n_false
+
     assert set(planted) == KINDS
+    assert min(planted.values()) >= 10
+    assert {len(kinds) for kinds in key["traps"].values()} <= {1, 2}
+    assert 50 <= n_traps <= 70
+    assert n_traps <= 0.3 * n_true
+    assert 35 <= n_false <= 45
+
+
+def test_the_key_counts_what_it_describes(rows: list[Row], key: dict[str, Any]) -> None:
+    n_negatives = sum(len(row["negative_passages"]) for row in rows)
+    n_false = sum(len(docids) for docids in key["false_negatives"].values())
+    n_traps = sum(len(kinds) for kinds in key["traps"].values())
+    n_true = n_negatives - n_false
+
+    for count in (
+        f"{len(rows)} rows with {n_negatives} negatives",
+        f"{n_false} in {len(key['false_negatives'])} rows are false",
+        f"Of the {n_true} true negatives {n_true - n_traps} are ordinary and {n_traps} are traps",
+    ):
+        assert count in key["about"]
 
 
 def test_about_three_rows_in_five_hold_a_false_negative(

@@ -13,7 +13,8 @@ from datasets.fingerprint import Hasher
 
 from hf_relabel import Cascade, Relabeler, Relevance, ScriptedJudge, Stage, VerdictCache
 from hf_relabel.errors import AccountError, ColumnError, SettingError
-from hf_relabel.judges.client import Endpoint, RetryRule
+from hf_relabel.judges.client import RetryRule
+from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.models import ShutdownWarning
 from tests.chat_server import ChatServer, from_key
 from tests.rows import KEY, tevatron_rows
@@ -202,7 +203,9 @@ def test_an_unusable_reply_changes_no_label_and_is_asked_again(
     assert relabeler.report(one).negatives.undecided == 0
 
 
-def test_an_empty_reply_is_undecided(rows: Dataset, tmp_path: Path, chat_server: ChatServer) -> None:
+def test_an_empty_reply_is_undecided(
+    rows: Dataset, tmp_path: Path, chat_server: ChatServer
+) -> None:
     from hf_relabel import ChatJudge
 
     chat_server.answer = from_key(KEY)
@@ -333,7 +336,7 @@ def test_a_users_cascade_keeps_its_own_settings(tmp_path: Path) -> None:
 def test_columns_of_no_known_format_are_named(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"query": ["q"], "positive": ["p"], "negative_text": ["n"]})
 
-    with pytest.raises(ColumnError, match="expected .* found"):
+    with pytest.raises(ColumnError, match=r"expected .* found"):
         rows.map(scripted(tmp_path), batched=True)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_relabel.errors import SettingError, UnusableReplyError
-from hf_relabel.judges.client import ChatClient, Endpoint, RetryRule
+from hf_relabel.judges.client import ChatClient, RetryRule
+from hf_relabel.judges.endpoint import Endpoint
+from hf_relabel.judges.limits import Ceilings, Limiter, shared_limiter
 from hf_relabel.judges.models import profile_of
 from hf_relabel.judges.protocol import question_key
+from hf_relabel.presence import Presence
 from hf_relabel.prompts import Prompt, load_prompt
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Verdict
@@ -44,7 +48,8 @@ class ChatJudge:
         max_passages: Most passages a call shows; the paper's prompts show 25.
         parameters: More parameters of the call, as the API names them.
         retry: When a failed call is sent again.
-        max_concurrency: Most calls of this judge in flight.
+        ceilings: What is allowed at most: calls in flight, requests and tokens a minute. Judges
+            that ask the same model on the same host share one limit.
         name: Shown in verdicts and reports; the model's name when None.
 
     Raises:
@@ -67,7 +72,7 @@ class ChatJudge:
         max_passages: int = 25,
         parameters: Mapping[str, Any] | None = None,
         retry: RetryRule | None = None,
-        max_concurrency: int = 64,
+        ceilings: Ceilings | None = None,
         name: str | None = None,
     ) -> None:
         self.model = model
@@ -78,7 +83,7 @@ class ChatJudge:
         }
         self.endpoint = endpoint or Endpoint()
         self.max_passages = _at_least_one("max_passages", max_passages)
-        self.max_concurrency = _at_least_one("max_concurrency", max_concurrency)
+        self.ceilings = ceilings or Ceilings()
         self.max_completion_tokens = _at_least_one("max_completion_tokens", max_completion_tokens)
         self.temperature = temperature
         self.seed = seed
@@ -90,6 +95,8 @@ class ChatJudge:
 
     def _prepare(self) -> None:
         self._clients: dict[asyncio.AbstractEventLoop, ChatClient] = {}
+        self._presence: Presence | None = None
+        self._n_sharing = 0
         self._decoding = self._decoding_parameters()
         settings = [self.model, self.endpoint.host, self.max_passages, self._decoding]
         self._settings_json = json.dumps(settings, sort_keys=True)
@@ -138,17 +145,36 @@ class ChatJudge:
         prompt = self.prompt_for(question)
         return prompt.parse(reply, len(question.passages), judge=self.name)
 
+    def attach(self, presence: Presence) -> None:
+        """Share the ceilings out among the processes that are present in a cache folder."""
+        self._presence = presence
+
+    @property
+    def faults(self) -> Counter[str]:
+        """How often each fault was met by this process, retried or not."""
+        return sum((client.faults for client in self._clients.values()), Counter[str]())
+
     def _client(self) -> ChatClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
-        if client is None:
-            client = self._clients[loop] = ChatClient(
-                self.name,
-                connect=self._connect or (lambda: self.endpoint.connect(self._api_key)),
-                retry=self.retry,
-                max_concurrency=self.max_concurrency,
-            )
+        n_sharing = 1 if self._presence is None else self._presence.count()
+        if client is None or n_sharing != self._n_sharing:
+            self._n_sharing = n_sharing
+            ceilings = self.ceilings.share(n_sharing)
+            limiter = shared_limiter(self.endpoint.host, self.model, ceilings)
+            client = client or self._new_client(limiter)
+            self._clients[loop] = client
         return client
+
+    def _new_client(self, limiter: Limiter) -> ChatClient:
+        connect = self._connect or (lambda: self.endpoint.connect(self._api_key))
+        return ChatClient(
+            self.name,
+            connect(),
+            limiter=limiter,
+            retry=self.retry,
+            timeout_s=self.endpoint.timeout_s,
+        )
 
     def _decoding_parameters(self) -> dict[str, Any]:
         profile = profile_of(self.model)
@@ -167,6 +193,7 @@ class ChatJudge:
 
     def __getstate__(self) -> dict[str, Any]:
         hidden = {"_api_key", "_clients", "_decoding", "_settings_json", "_key_prefixes"}
+        hidden |= {"_presence", "_n_sharing"}
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,37 +1,40 @@
-"""The road to a chat model: one call in, one reply out, with retries of our own.
+"""The road to a chat model: one call in, one reply out, with limits and retries of our own.
 
-The openai client gives addresses, keys and headers (Azure included); its own retries are switched
-off, because they retry an exhausted quota and obey no limit that they do not know.
+The openai client's retries are switched off: they retry an exhausted quota, and they obey no limit
+that they do not know.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import re
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from hf_relabel.errors import AccountError, SettingError
-from hf_relabel.judges.faults import Fault, fault_of_body, fault_of_exception, fault_of_status
+from hf_relabel.judges.faults import Fault, fault_of_body, fault_of_status
+from hf_relabel.judges.limits import Limiter
+from hf_relabel.judges.transport import Transport, transport_for
 from hf_relabel.questions import Reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["ChatClient", "Endpoint", "RetryRule"]
+__all__ = ["ChatClient", "RetryRule"]
 
+_log = logging.getLogger("hf_relabel")
+_OK = 200
+_CHARS_PER_TOKEN = 4
 _DROPPABLE = frozenset({"temperature", "seed", "reasoning_effort", "response_format", "top_p"})
 """Parameters whose absence still leaves a well-formed question; a server's 400 may name them."""
 
 _SHORT = 3  # a local server's key is often "x": blanking that would blank the message
-_OPENAI = "https://api.openai.com/v1"
-_SECRET_NAME = re.compile(r"auth|key|token|cookie|secret|passw|credential|sig=", re.IGNORECASE)
 _KEY_LIKE = re.compile(r"\b(sk|hf|key|pk|gsk)[-_][\w-]{6,}|\bBearer\s+\S+")
 
 
@@ -43,11 +46,13 @@ class RetryRule:
         max_attempts: Sends in all, before the row is given up.
         first_wait_s: Wait before the second send; doubles with each one, with jitter.
         max_wait_s: The longest wait, unless the server asks for more.
+        max_limited_s: How long a call may be turned away by a rate limit, which is no attempt.
     """
 
     max_attempts: int = 6
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
+    max_limited_s: float = 900.0
 
     def wait_s(self, attempt: int, fault: Fault) -> float:
         """Return the seconds to wait after the n-th attempt (from 1) failed."""
@@ -56,115 +61,39 @@ class RetryRule:
         return max(wait, fault.retry_after_s or 0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where calls go, and what they carry; all that a worker process needs to build a client.
-
-    Attributes:
-        base_url: An OpenAI-compatible address, ending in `/v1` as a rule; None is OpenAI's own,
-            whatever OPENAI_BASE_URL says: a fingerprint names the host that answered.
-        azure_endpoint: An Azure OpenAI resource instead; needs `api_version`.
-        api_version: Azure's API version.
-        organization: OpenAI organization id.
-        headers: More headers for every call.
-        timeout_s: Longest wait for one whole reply.
-    """
-
-    base_url: str | None = None
-    azure_endpoint: str | None = None
-    api_version: str | None = None
-    organization: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-    timeout_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        for name, _ in self.headers:
-            if _SECRET_NAME.search(name):
-                raise SettingError(
-                    f"expected headers without secrets, found {name!r}: settings are pickled and "
-                    "hashed. Give the key as `api_key`, or build the client in a `client` function."
-                )
-        for url in (self.base_url, self.azure_endpoint):
-            if url is not None:
-                _check_address(url)
-        if self.azure_endpoint is not None and self.base_url is not None:
-            raise SettingError("expected base_url or azure_endpoint, found both. Leave one out.")
-        if self.azure_endpoint is not None and not self.api_version:
-            raise SettingError(
-                "expected an api_version with azure_endpoint, found none. Take one from Azure's "
-                "documentation, such as '2024-10-21'."
-            )
-
-    @property
-    def host(self) -> str:
-        """The host that answers; without the port, which local servers change at every start."""
-        return urlsplit(self.azure_endpoint or self.base_url or "").hostname or "api.openai.com"
-
-    def connect(self, api_key: str | None) -> AsyncOpenAI:
-        """Build the openai client; without a key it takes the one its own documentation names."""
-        from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAioHttpClient, OpenAIError
-
-        shared: dict[str, Any] = {
-            "api_key": api_key,
-            "organization": self.organization,
-            "default_headers": dict(self.headers),
-            "timeout": self.timeout_s,
-            "max_retries": 0,
-            "http_client": DefaultAioHttpClient(timeout=self.timeout_s),
-        }
-        try:
-            if self.azure_endpoint is None:
-                return AsyncOpenAI(base_url=self.base_url or _OPENAI, **shared)
-            return AsyncAzureOpenAI(
-                azure_endpoint=self.azure_endpoint, api_version=self.api_version, **shared
-            )
-        except OpenAIError as error:
-            raise AccountError(
-                f"expected an API key, found none ({error}) Set OPENAI_API_KEY, or give `api_key`; "
-                "a local server takes any word.",
-                reason="no_key",
-            ) from error
-
-
-def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if "@" in parts.netloc or _SECRET_NAME.search(parts.query):
-        raise SettingError(
-            "expected an address without a secret, found one with '@' or a key. Give the key as "
-            "`api_key`, or build the client in a `client` function."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingError(
-            f"expected an address that starts with http:// or https://, found {url!r}."
-        )
-
-
 class ChatClient:
     """Sends chat completions for one judge; belongs to one event loop.
 
     Args:
         judge: The judge's name, for errors.
-        connect: Builds the openai client, on first use.
+        client: The openai client.
+        limiter: Who lets calls through; shared by all that call the same model.
         retry: When to send again.
-        max_concurrency: Most calls in flight.
+        timeout_s: Longest wait for one reply.
+
+    Attributes:
+        faults: How often each fault was met, retried or not.
     """
 
     def __init__(
         self,
         judge: str,
+        client: AsyncOpenAI,
         *,
-        connect: Callable[[], AsyncOpenAI],
+        limiter: Limiter,
         retry: RetryRule,
-        max_concurrency: int,
+        timeout_s: float,
     ) -> None:
+        self.faults: Counter[str] = Counter()
         self._judge = judge
         self._retry = retry
-        self._client = connect()
-        self._in_flight = asyncio.Semaphore(max_concurrency)
+        self._client = client
+        self._transport = transport_for(client, timeout_s)
+        self._limiter = limiter
         self._dropped: set[str] = set()
         self._stopped: Fault | None = None
         self._n_inside = 0
-        weakref.finalize(self, _close, self._client, asyncio.get_running_loop(), os.getpid())
+        weakref.finalize(self, _close, self._transport, asyncio.get_running_loop(), os.getpid())
 
     async def complete(self, body: dict[str, Any]) -> Reply:
         """Send one chat completion until a whole answer comes, or the fault is final.
@@ -182,24 +111,61 @@ class ChatClient:
                 self._stopped = None
 
     async def _complete(self, body: dict[str, Any]) -> Reply:
-        attempt = 1
+        attempt, limited_since = 1, time.monotonic()
         while True:
-            sent = {name: value for name, value in body.items() if name not in self._dropped}
-            async with self._in_flight:
-                if self._stopped is not None:
-                    raise self._stopped.error(self._judge)
-                outcome = await self._send(sent)
+            outcome = await self._try(body)
             if isinstance(outcome, Reply):
                 return outcome
-            if outcome.parameter in _DROPPABLE and outcome.parameter in sent:
+            self._note(outcome)
+            if outcome.parameter in _DROPPABLE and outcome.parameter in body:
                 self._dropped.add(outcome.parameter)  # known from now on: not a failed attempt
+                body = {name: value for name, value in body.items() if name not in self._dropped}
                 continue
-            if outcome.kind == "stop":
-                self._stopped = self._without_key(outcome)
-            if outcome.kind != "retry" or attempt >= self._retry.max_attempts:
-                raise self._without_key(outcome).error(self._judge)
+            if outcome.reason == "rate_limit":  # waiting for a turn is not an attempt
+                is_last = time.monotonic() - limited_since > self._retry.max_limited_s
+            else:
+                is_last = attempt >= self._retry.max_attempts
+            if outcome.kind != "retry" or is_last:
+                raise outcome.error(self._judge)
             await asyncio.sleep(self._retry.wait_s(attempt, outcome))
-            attempt += 1
+            attempt += outcome.reason != "rate_limit"
+
+    async def _try(self, body: dict[str, Any]) -> Reply | Fault:
+        """Send once, when it is this call's turn."""
+        if self._dropped:
+            body = {name: value for name, value in body.items() if name not in self._dropped}
+        started = await self._limiter.acquire(_tokens_at_most(body) if self._limiter.paces else 0)
+        fault, headers = None, None
+        try:
+            if self._stopped is not None:
+                raise self._stopped.error(self._judge)
+            outcome, headers = await self._send(body)
+            fault = outcome if isinstance(outcome, Fault) else None
+            return outcome
+        finally:
+            pause_s = self._retry.first_wait_s
+            self._limiter.release(started, fault=fault, pause_s=pause_s, headers=headers)
+
+    async def _send(self, body: dict[str, Any]) -> tuple[Reply | Fault, Mapping[str, str] | None]:
+        sent_at = time.perf_counter()
+        answer = await self._transport.send(body)
+        if isinstance(answer, Fault):
+            return self._without_key(answer), None
+        latency_s = time.perf_counter() - sent_at
+        if answer.status != _OK:
+            # The key goes before the message is cut to length: half a key would pass.
+            fault = fault_of_status(answer.status, self._blanked(answer.body), answer.headers)
+            return self._without_key(fault), answer.headers
+        payload = fault_of_body(answer.body)
+        if isinstance(payload, Fault):
+            return self._without_key(payload), answer.headers
+        return _reply(payload, latency_s), answer.headers
+
+    def _note(self, fault: Fault) -> None:
+        self.faults[fault.reason] += 1
+        if fault.kind == "stop":
+            self._stopped = fault
+        _log.info("fault", extra={"judge": self._judge, "reason": fault.reason, "kind": fault.kind})
 
     def _without_key(self, fault: Fault) -> Fault:
         """Blank the key in a server's words: some repeat it in their errors."""
@@ -209,27 +175,11 @@ class ChatClient:
         key = self._client.api_key
         return words.replace(key, "***") if len(key) > _SHORT else words
 
-    async def _send(self, body: dict[str, Any]) -> Reply | Fault:
-        import httpx2
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-        started = time.perf_counter()
-        try:
-            answer = await self._client.post(
-                "/chat/completions", body=body, cast_to=httpx2.Response
-            )
-        except APIStatusError as error:
-            # Before anything is cut to length: half a key would pass.
-            words = self._blanked(error.response.text)
-            return fault_of_status(error.status_code, words, error.response.headers)
-        except APITimeoutError as error:
-            return fault_of_exception(TimeoutError(str(error)))
-        except (APIConnectionError, httpx2.HTTPError, OSError) as error:
-            return fault_of_exception(error)
-        payload = fault_of_body(answer.text)
-        if isinstance(payload, Fault):
-            return payload
-        return _reply(payload, time.perf_counter() - started)
+def _tokens_at_most(body: Mapping[str, Any]) -> int:
+    """Estimate what a provider counts against tokens a minute: the prompt, and the reply's cap."""
+    chars = sum(len(message["content"]) for message in body["messages"])
+    return chars // _CHARS_PER_TOKEN + int(body.get("max_completion_tokens") or 0)
 
 
 def _reply(payload: dict[str, Any], latency_s: float) -> Reply | Fault:
@@ -248,9 +198,9 @@ def _reply(payload: dict[str, Any], latency_s: float) -> Reply | Fault:
     )
 
 
-def _close(client: AsyncOpenAI, loop: asyncio.AbstractEventLoop, pid: int) -> None:
+def _close(transport: Transport, loop: asyncio.AbstractEventLoop, pid: int) -> None:
     """Close the connections of a client that nobody holds any more, on the loop they belong to."""
     if pid != os.getpid() or not loop.is_running():
         return
-    closing: Coroutine[Any, Any, None] = client.close()
+    closing: Coroutine[Any, Any, None] = transport.close()
     asyncio.run_coroutine_threadsafe(closing, loop)

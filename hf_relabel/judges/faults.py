@@ -59,7 +59,13 @@ _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not
 _CONTEXT_CODES = {"context_length_exceeded", "string_above_max_length"}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 _PARAMETER_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
-_RETRIED = {408: "timeout", 409: "conflict", 429: "rate_limit"}
+_RETRIED = {
+    408: "timeout",
+    409: "conflict",
+    429: "rate_limit",
+    503: "overloaded",
+    529: "overloaded",
+}
 _STOPPING = {401: "unauthorized", 402: "quota", 403: "forbidden", 404: "unknown_model"}
 
 

@@ -40,8 +40,8 @@ def error(**values: Any) -> str:
         (408, error(), "retry", "timeout"),
         (409, error(), "retry", "conflict"),
         (500, error(), "retry", "server_error"),
-        (503, "<html>upstream</html>", "retry", "server_error"),
-        (529, error(type="overloaded_error"), "retry", "server_error"),
+        (503, "<html>upstream</html>", "retry", "overloaded"),
+        (529, error(type="overloaded_error"), "retry", "overloaded"),
         (400, error(code="context_length_exceeded"), "row", "context_length"),
         (400, error(code="string_above_max_length"), "row", "context_length"),
         # vLLM and llama.cpp give no code that tells.

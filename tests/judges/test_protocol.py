@@ -62,6 +62,8 @@ class BatchJudge(WordJudge):
 
 
 class ForgetfulJudge(WordJudge):
+    """Leaves out the first question of a batch."""
+
     def judge_many(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         return [self.judge(question) for question in questions[1:]]
 
@@ -168,10 +170,9 @@ def test_a_batch_with_answers_missing_fails_and_does_not_hang() -> None:
     assert "expected 2 answers of judge 'word', found 1" in str(replies[0])
 
 
-def test_a_judge_works_again_after_an_error() -> None:
-    judge = ForgetfulJudge()
-    ask_all(judge, [question_of("cat", "a")])
-    judge.judge_many = WordJudge().judge_many  # type: ignore[method-assign]
+def test_a_judge_works_again_after_a_batch_that_failed() -> None:
+    judge = BatchJudge()
+    ask_all(judge, [question_of("bug", "a"), question_of("cat", "a cat")])
 
     (reply,) = ask_all(judge, [question_of("cat", "a cat")])
 

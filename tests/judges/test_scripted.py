@@ -51,7 +51,7 @@ def test_it_remembers_every_passage_in_order() -> None:
 def test_it_fails_where_the_script_has_no_answer(answers: dict[str, Relevance]) -> None:
     judge = ScriptedJudge("s", answers=answers)
 
-    with pytest.raises(JudgeError, match="for the passage 'a'.*Add it to `answers`") as found:
+    with pytest.raises(JudgeError, match=r"for the passage 'a'.*Add it to `answers`") as found:
         background.run(judge.ask(QUESTION))
 
     assert found.value.reason == "scripted"
