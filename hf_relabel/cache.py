@@ -20,9 +20,9 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ LAYOUT = 1
 """Version of the records. A folder of a higher one is refused, never rewritten."""
 
 _BUSY_TIMEOUT_S = 60  # diskcache's FanoutCache waits 10 ms and loses writes; we wait instead
+_GATHER_S = 0.004  # what comes in meanwhile shares a transaction
 _MAX_GROUP = 500  # records in one transaction: single sets do 4,000/s, grouped ones 19,000/s
 _NETWORK_FILESYSTEMS = frozenset(
     ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "lustre", "beegfs", "ceph"]
@@ -244,6 +245,10 @@ class VerdictCache:
     Args:
         directory: The folder; made with mode 0700 when it is not there.
 
+    Attributes:
+        has_failures: Whether any were there at the start or written since by this process: most
+            caches hold none, and then nobody has to look for one before each call.
+
     Raises:
         CacheError: The folder cannot be used, or a newer version of the library wrote it.
     """
@@ -267,6 +272,7 @@ class VerdictCache:
                 cull_limit=0,
                 statistics=0,
             )
+            self.has_failures = next(self.scan("fail:"), None) is not None
 
     def call(self, key: str) -> Call | None:
         """Return the reply kept under a call's key, if there is one."""
@@ -294,13 +300,20 @@ class VerdictCache:
         """Write records in one transaction: all of them are on disk afterwards, or none."""
         with _as_cache_errors(self.directory), self._disk.transact():
             for entry in entries:
-                text = entry.merged(self._disk.get(entry.row_key))
-                if text is not None:
-                    self._disk.set(entry.row_key, text)
+                self._write_one(entry)
+
+    def _write_one(self, entry: Entry) -> None:
+        self.has_failures |= isinstance(entry, Failure)
+        first = entry.merged(None)  # what is new, as nearly all is, takes one statement less
+        if first is None or self._disk.add(entry.row_key, first):
+            return
+        text = entry.merged(self._disk.get(entry.row_key))
+        if text is not None:
+            self._disk.set(entry.row_key, text)
 
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write records without blocking the event loop; they are on disk when this returns."""
-        await asyncio.wrap_future(self._writer.submit(entries))
+        await self._writer.submit(entries)
 
     def claim(self, key: str) -> bool:
         """Say that this process buys a call; False while another one that is at work does.
@@ -412,6 +425,9 @@ def default_directory() -> Path:
     return Path.home() / ".cache" / "hf_relabel"
 
 
+_Waiting = tuple[Sequence[Entry], asyncio.Future[None]]
+
+
 class _Writer:
     """A thread that writes what is waiting, all of it in one transaction, again and again."""
 
@@ -421,23 +437,27 @@ class _Writer:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._waiting: queue.SimpleQueue[tuple[Sequence[Entry], Future[None]] | None]
-        self._waiting = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def submit(self, entries: Sequence[Entry]) -> Future[None]:
+    def submit(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        """Hand in records; the future of the running loop is done when they are on disk."""
         if self._pid != os.getpid():  # a forked worker: the thread is gone, the lock may be held
             self._reset()
-        future: Future[None] = Future()
+        future = asyncio.get_running_loop().create_future()
         self._waiting.put((entries, future))
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        return future
+
+    def _start(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._work, name="hf_relabel-cache", daemon=True
                 )
                 self._thread.start()
-        return future
 
     def close(self) -> None:
         if self._pid == os.getpid() and self._thread is not None and self._thread.is_alive():
@@ -445,36 +465,41 @@ class _Writer:
             self._thread.join()
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
+        is_open = True
+        while is_open and (first := self._waiting.get()) is not None:
+            time.sleep(_GATHER_S)  # a transaction costs as much as ten records in one
             group = [first]
-            size = len(first[0])
-            last = False
-            while size < _MAX_GROUP and not last:
-                try:
-                    item = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
+            while len(group) < _MAX_GROUP and not self._waiting.empty():
+                item = self._waiting.get()
                 if item is None:
-                    last = True
-                else:
-                    group.append(item)
-                    size += len(item[0])
+                    is_open = False
+                    break
+                group.append(item)
             self._settle(group)
-            if last:
-                return
 
-    def _settle(self, group: list[tuple[Sequence[Entry], Future[None]]]) -> None:
-        # From here on a caller cannot cancel: a result set on a cancelled future ends this thread.
+    def _settle(self, group: list[_Waiting]) -> None:
         # What a cancelled caller handed in is written all the same, for it was paid for.
-        waiting = [future for _, future in group if future.set_running_or_notify_cancel()]
+        error: BaseException | None = None
         try:
             self._write([entry for entries, _ in group for entry in entries])
-        except BaseException as error:  # every waiting caller learns that nothing was written
-            for future in waiting:
-                future.set_exception(error)
-            return
-        for future in waiting:
+        except BaseException as caught:  # every waiting caller learns that nothing was written
+            error = caught
+        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for _, future in group:
+            by_loop.setdefault(future.get_loop(), []).append(future)
+        for loop, futures in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle_futures, futures, error)
+
+
+def _settle_futures(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
             future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 _REPLY_FIELDS = ("text", "finish_reason", "refusal", "model", "usage", "latency_s")

@@ -294,17 +294,16 @@ class Cascade:
             return verdicts
         if key in self._asked_in_vain:
             return _recalled(judge, question, cache)
-        if _is_too_long(question, cache.failures(key)):
+        if cache.has_failures and _is_too_long(question, cache.failures(key)):
             return await self._ask_halves(judge, question, cache)
         async with _claimed(cache, key) as is_mine:
             if not is_mine:  # bought by another process while we waited
                 return await self._ask(judge, question, cache)
-            return await self._buy(judge, question, cache, supersedes=call is not None)
+            return await self._buy(judge, question, key, cache, supersedes=call is not None)
 
     async def _buy(
-        self, judge: Judge, question: Question, cache: VerdictCache, *, supersedes: bool
+        self, judge: Judge, question: Question, key: str, cache: VerdictCache, *, supersedes: bool
     ) -> list[Verdict]:
-        key = judge.key(question)
         verdicts, entries = await _buy(judge, question, key, supersedes=supersedes)
         self.counts.add(entries)
         if entries:
@@ -489,8 +488,11 @@ def _undecided(
     return [verdict] * len(question.passages)
 
 
-def _tagged(verdicts: Sequence[Verdict], key: str) -> list[Verdict]:
-    return [replace(verdict, call=key) for verdict in verdicts]
+def _tagged(verdicts: list[Verdict], key: str) -> list[Verdict]:
+    for verdict in verdicts:
+        # Fresh from the parser and ours alone: fifteen `replace` a row took a quarter of the time.
+        object.__setattr__(verdict, "call", key)
+    return verdicts
 
 
 def _run_without_waiting(work: Awaitable[list[Trace]]) -> list[Trace]:

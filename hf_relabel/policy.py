@@ -167,8 +167,9 @@ def open_negatives(row: Row) -> list[Passage]:
     seen = {passage.key for passage in row.positives}
     found = []
     for passage in row.negatives:
-        if passage.key not in seen:
-            seen.add(passage.key)
+        key = passage.key
+        if key not in seen:
+            seen.add(key)
             found.append(passage)
     return found
 

@@ -23,7 +23,7 @@ from hf_relabel.cache import Call, Failure, VerdictCache, default_directory
 from hf_relabel.cascade import Cascade, Escalation, Stage
 from hf_relabel.decisions import COLUMNS, decision_columns
 from hf_relabel.errors import SettingError
-from hf_relabel.formats import Batch, Edit, Format, Row, Written, iter_rows, resolve
+from hf_relabel.formats import Batch, Edit, Format, Row, Written, content_hash, iter_rows, resolve
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.limits import Ceilings
@@ -290,7 +290,7 @@ class Relabeler:
         question = self.question(row)
         if question is None:
             return {}
-        keys = [passage.key for passage in open_negatives(row)]
+        keys = [content_hash(passage) for passage in question.passages]
         return dict(zip(keys, self.cascade.recall(question, self.cache), strict=True))
 
     def edit(self, row: Row, traces: Mapping[str, Trace], format_: Format) -> Edit:
@@ -363,7 +363,7 @@ class Relabeler:
         question = self.question(row)
         if question is None:
             return {}
-        keys = [passage.key for passage in open_negatives(row)]
+        keys = [content_hash(passage) for passage in question.passages]
         traces = await self.cascade.judge_question(question, self.cache)
         return dict(zip(keys, traces, strict=True))
 

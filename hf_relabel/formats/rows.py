@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from hf_relabel.verdicts import Action
@@ -39,10 +40,12 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+@lru_cache(maxsize=16_384)
 def content_hash(text: str) -> str:
     """Return the sha256, in hex, of the normalized text's UTF-8: same hash, same passage.
 
-    A lone surrogate, which UTF-8 has no bytes for, is hashed as its three would-be bytes.
+    A lone surrogate, which UTF-8 has no bytes for, is hashed as its three would-be bytes. The
+    latest hashes are remembered: a row in work asks for each of its texts' several times.
     """
     return hashlib.sha256(normalize(text).encode("utf-8", "surrogatepass")).hexdigest()
 

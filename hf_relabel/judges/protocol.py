@@ -77,10 +77,12 @@ def question_key(fingerprint: str, question: Question) -> str:
 
     The subset is not hashed: where it chooses a prompt, give that prompt's fingerprint.
     """
-    parts = [fingerprint, question.query, question.positives, question.passages]
+    texts = [fingerprint, question.query, *question.positives, *question.passages]
+    # Lengths say where each text ends, so that no two questions look alike when joined.
+    head = f"{len(question.positives)}:{','.join([str(len(text)) for text in texts])}:"
     # Half an emoji, cut by whoever made the dataset, has no bytes of its own in UTF-8.
-    text = json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()
+    joined = (head + "".join(texts)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(joined).hexdigest()
 
 
 class LocalJudge(ABC):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.request import getproxies
 
 from hf_relabel.errors import AccountError
 from hf_relabel.judges.faults import Fault, fault_of_exception
@@ -129,7 +130,8 @@ class _SessionTransport:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                trust_env=True,
+                # With this on, aiohttp looks for a proxy in a thread before each call.
+                trust_env=bool(getproxies()),
             )
         return self._session
 
