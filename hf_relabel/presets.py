@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,7 +16,7 @@ from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.policy import Policy
-from hf_relabel.prompts import Prompt
+from hf_relabel.prompts import Prompt, load_prompt
 
 __all__ = ["PRESETS", "Overrides", "Preset", "load_preset"]
 
@@ -110,25 +110,45 @@ def _with_models(
 def _judge(stage: Mapping[str, Any], changed: Overrides, *, is_last: bool) -> Judge:
     settings = {key: value for key, value in stage.items() if key not in ("name", "judge")}
     if stage["judge"] == "embedding":
+        _expect_no_chat_settings(changed)
         # sentence-transformers is an extra, and torch takes seconds to import.
         from hf_relabel.judges.embedding import EmbeddingJudge
 
         return EmbeddingJudge(**settings)
-    if changed.protocol is not None:
-        if changed.protocol not in _PROMPTS_OF_PROTOCOL:
-            raise SettingError(f"expected protocol 'xml' or 'json', found {changed.protocol!r}.")
-        settings["prompt"] = _PROMPTS_OF_PROTOCOL[changed.protocol][is_last]
-        if changed.protocol == "json":
-            settings.pop("prompts_by_subset", None)
-    if changed.prompt is not None:
-        settings["prompt"] = changed.prompt
-        settings.pop("prompts_by_subset", None)
     return ChatJudge(
-        **settings,
+        **_with_prompts(settings, changed, is_last=is_last),
         endpoint=changed.endpoint,
         api_key=changed.api_key,
         ceilings=changed.ceilings,
     )
+
+
+def _expect_no_chat_settings(changed: Overrides) -> None:
+    given = replace(changed, models=(), escalate=None)
+    if given != Overrides():
+        raise SettingError(
+            "expected no protocol, prompt, address, key or limit of calls for a preset that asks no "
+            "chat model, found one. Leave it out, or take another preset."
+        )
+
+
+def _with_prompts(
+    settings: Mapping[str, Any], changed: Overrides, *, is_last: bool
+) -> dict[str, Any]:
+    """Return a stage's settings with the caller's protocol and prompt in place."""
+    result = dict(settings)
+    if changed.protocol is not None:
+        if changed.protocol not in _PROMPTS_OF_PROTOCOL:
+            raise SettingError(f"expected protocol 'xml' or 'json', found {changed.protocol!r}.")
+        result["prompt"] = _PROMPTS_OF_PROTOCOL[changed.protocol][is_last]
+    if changed.prompt is not None:
+        # A prompt of the caller's own is read as the protocol that the stage would speak.
+        protocol = load_prompt(result["prompt"]).protocol
+        own = changed.prompt
+        result["prompt"] = own if isinstance(own, Prompt) else load_prompt(own, protocol=protocol)
+    if changed.prompt is not None or changed.protocol == "json":
+        result.pop("prompts_by_subset", None)
+    return result
 
 
 def _policy(values: Mapping[str, Any]) -> Policy:

@@ -176,3 +176,22 @@ def test_overrides_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         load_preset(name, overrides)
+
+
+@pytest.mark.parametrize(
+    ("preset", "protocol", "expected"),
+    [("paper", None, "xml"), ("paper", "json", "json"), ("current", None, "json")],
+)
+def test_a_prompt_of_the_callers_own_is_read_as_the_protocol_of_its_stage(
+    preset: str, protocol: str | None, expected: str
+) -> None:
+    template = "Q {query}\nGood: {positives}\nJudge: {passages}"
+
+    built = load_preset(preset, Overrides(protocol=protocol, prompt=template))
+
+    assert [judge.prompt.protocol.value for judge in chat_judges(built)] == [expected] * 2
+
+
+def test_a_preset_without_a_chat_model_takes_no_chat_settings() -> None:
+    with pytest.raises(SettingError, match="asks no chat model"):
+        load_preset("offline", Overrides(protocol="json"))
