@@ -14,16 +14,13 @@ from typing import Any
 from hf_relabel.cache import Call, Failure
 from hf_relabel.cascade import Cascade
 from hf_relabel.formats import Edit, Row, Written
-from hf_relabel.judges.money import Prices
+from hf_relabel.judges.money import LOCAL, Prices
 from hf_relabel.judges.protocol import LocalJudge
 from hf_relabel.policy import open_negatives
 from hf_relabel.questions import Reply
 from hf_relabel.verdicts import Action, Relevance, Trace, Verdict
 
 __all__ = ["NegativeCounts", "RelabelReport", "StageCounts", "Tally"]
-
-_LOCAL = "local"
-"""The price source of a judge that runs in this process: nobody bills its calls."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,12 +77,12 @@ class StageCounts:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     calls_without_usage: int = 0
-    cost_usd: float | None = 0.0
+    cost_usd: float | None = None
     price_source: str | None = None
 
     @property
     def is_cost_exact(self) -> bool:
-        return self.price_source == _LOCAL or not self.calls_without_usage
+        return self.price_source == LOCAL or not self.calls_without_usage
 
     def add_call(self, reply: Reply | None, *, is_new: bool, prices: Prices | None = None) -> None:
         """Count one call; `reply` is None where none came, and nothing was charged."""
@@ -98,7 +95,7 @@ class StageCounts:
         )
         if prompt is None or completion is None:
             self.calls_without_usage += 1
-            if self.prompt_tokens is None and self.price_source != _LOCAL:
+            if self.prompt_tokens is None and self.price_source != LOCAL:
                 self.cost_usd = None
             return
         self.prompt_tokens = (self.prompt_tokens or 0) + prompt
@@ -199,7 +196,8 @@ class Tally:
                 StageCounts(
                     name=stage.title,
                     model=stage.judge.model,
-                    price_source=_LOCAL if isinstance(stage.judge, LocalJudge) else None,
+                    cost_usd=0.0,
+                    price_source=LOCAL if isinstance(stage.judge, LocalJudge) else None,
                 )
                 for stage in cascade.stages
             ]

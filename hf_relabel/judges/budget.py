@@ -34,7 +34,7 @@ __all__ = ["Budget", "Reservation", "worst_tokens"]
 
 _PICO = 10**12
 """Picodollars in a dollar: sums of whole numbers do not drift, and SQLite holds 9 million dollars."""
-_CALLS_DRAWN = 64  # calls that an allotment pays for, at their worst
+_CALLS_DRAWN = 256  # calls that an allotment pays for, at their worst
 _SHARE_DRAWN = 8  # and no more than this part of what is left, so that other processes find some
 _POLL_S = 0.1  # how often to look whether another process has given something back
 _REFUSED_S = 1.0

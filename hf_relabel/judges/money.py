@@ -14,7 +14,10 @@ from typing import Any
 
 from hf_relabel.errors import SettingError
 
-__all__ = ["Price", "Prices", "parse_price"]
+__all__ = ["LOCAL", "Price", "Prices", "parse_price"]
+
+LOCAL = "local"
+"""The price source of a judge that runs in this process: nobody bills its calls."""
 
 _PER = 1_000_000  # prices are for a million tokens
 _VERIFIED = re.compile(r"verified on (\d{4}-\d{2}-\d{2})")
@@ -58,9 +61,10 @@ class Price:
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         if prompt is None or completion is None:
             return None
-        details = usage.get("prompt_tokens_details") or {}
-        cached = min(_count(details, "cached_tokens") or 0, prompt)
-        written = min(_count(details, "cache_write_tokens") or 0, prompt - cached)
+        details, cached, written = usage.get("prompt_tokens_details"), 0, 0
+        if isinstance(details, dict):
+            cached = min(_count(details, "cached_tokens") or 0, prompt)
+            written = min(_count(details, "cache_write_tokens") or 0, prompt - cached)
         price = self._for(prompt)
         return (
             (prompt - cached - written) * price.input
@@ -237,10 +241,9 @@ def _as_price(listed: Mapping[str, Any], *, source: str, date: str | None) -> Pr
     return price
 
 
-def _count(values: Any, name: str) -> int | None:
-    value = values.get(name) if isinstance(values, Mapping) else None
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_number else None
+def _count(values: Mapping[str, Any], name: str) -> int | None:
+    value = values.get(name)
+    return value if type(value) is int and value >= 0 else None  # True is no count
 
 
 def _extra_hint() -> str:
