@@ -19,6 +19,7 @@ from hf_relabel import background
 from hf_relabel.cache import Call, Entry, Failure, Pairs, VerdictCache
 from hf_relabel.errors import AccountError, JudgeError, SettingError, UnusableReplyError
 from hf_relabel.formats import content_hash
+from hf_relabel.judges.money import Prices
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.prompts import PARSER_VERSION
 from hf_relabel.questions import Question, Reply
@@ -60,15 +61,32 @@ class Counts:
     n_cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    priced_usd: float = 0.0
+    n_priced: int = 0
+    n_unpriced: int = 0
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Count the calls behind some new records."""
+    @property
+    def cost_usd(self) -> float | None:
+        """What the calls cost; None while no cost, or not every price, is known."""
+        return self.priced_usd if self.n_priced and not self.n_unpriced else None
+
+    def add(
+        self, entries: Sequence[Entry], *, model: str = "", prices: Prices | None = None
+    ) -> None:
+        """Count the calls behind some new records; `prices` None counts no cost."""
         for entry in entries:
             if isinstance(entry, (Call, Failure)):
                 self.n_calls += 1
                 usage = entry.reply.usage if entry.reply else {}
                 self.prompt_tokens += usage.get("prompt_tokens") or 0
                 self.completion_tokens += usage.get("completion_tokens") or 0
+                if prices is not None and usage:
+                    self._add_cost(prices.cost_usd(model, usage))
+
+    def _add_cost(self, cost_usd: float | None) -> None:
+        self.n_priced += cost_usd is not None
+        self.n_unpriced += cost_usd is None
+        self.priced_usd += cost_usd or 0.0
 
     def since(self, before: Counts) -> Counts:
         """Return what was counted after an earlier copy."""
@@ -99,6 +117,7 @@ class Cascade:
 
     def _forget(self) -> None:
         self.counts = Counts()
+        self._prices: Prices | None = None
         self._fingerprint: str | None = None
         self._asked_in_vain: set[str] = set()
         self._turns: dict[str, _Turn] = {}
@@ -217,8 +236,13 @@ class Cascade:
                 reasons.update({key: v.reason for key, v in pairs if v.reason and key in traces})
         return reasons
 
-    def start_run(self) -> None:
-        """Forget which questions were asked in vain, so that this run asks them again."""
+    def start_run(self, *, prices: Prices | None = None) -> None:
+        """Forget which questions were asked in vain, so that this run asks them again.
+
+        Args:
+            prices: What calls cost, for `counts`; None counts no cost.
+        """
+        self._prices = prices
         self._asked_in_vain.clear()
 
     async def _judge_open(self, question: Question, cache: VerdictCache, ask: _Ask) -> list[Trace]:
@@ -305,7 +329,7 @@ class Cascade:
         self, judge: Judge, question: Question, key: str, cache: VerdictCache, *, supersedes: bool
     ) -> list[Verdict]:
         verdicts, entries = await _buy(judge, question, key, supersedes=supersedes)
-        self.counts.add(entries)
+        self.counts.add(entries, model=judge.model, prices=self._prices)
         if entries:
             await cache.commit(entries)
         if _is_too_long(question, entries):

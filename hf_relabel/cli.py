@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a usage or data error; 2 stopped with work left, and the s
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from enum import Enum
@@ -115,6 +116,13 @@ Concurrency = Annotated[
     int | None, typer.Option("--max-concurrency", help="Most calls of a judge in flight.", min=1)
 ]
 
+Price = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--price", help="MODEL=IN,OUT: USD per million tokens of prompt and reply.", metavar="M=I,O"
+    ),
+]
+
 
 @app.command()
 def run(
@@ -137,6 +145,14 @@ def run(
     format: FormatName = None,  # noqa: A002
     column: Columns = None,
     max_concurrency: Concurrency = None,
+    max_cost_usd: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost-usd",
+            help="The most that calls may cost, in all runs that write this output folder.",
+        ),
+    ] = None,
+    price: Price = None,
     max_undecided: Annotated[
         int | None, typer.Option("--max-undecided", help="More undecided passages: exit code 3.")
     ] = None,
@@ -158,11 +174,17 @@ def run(
         format=format,
         columns=_mapping(column),
         max_concurrency=max_concurrency,
+        max_cost_usd=max_cost_usd,
+        prices=_prices(price),
+        budget=_budget_of(output),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     _judge(relabeler, splits)
     report = write_relabeled(relabeler, splits, output, to=to)
     _print_report(report)
+    if relabeler.budget is not None:
+        spent = _usd(relabeler.budget.spent_usd)
+        out.print(f"{spent} of the cap of {_usd(max_cost_usd)} are spent.", highlight=False)
     out.print(f"Written to {output}.")
     if max_undecided is not None and report.negatives.undecided > max_undecided:
         err.print(
@@ -186,9 +208,10 @@ def estimate(
     limit: Limit = None,
     format: FormatName = None,  # noqa: A002
     column: Columns = None,
+    price: Price = None,
     sample: Annotated[int, typer.Option("--sample", help="Rows to look at.", min=1)] = 200,
 ) -> None:
-    """Estimate the calls and tokens of a run, by stage; no call is made."""
+    """Estimate the calls, tokens and cost of a run, by stage; no call is made."""
     from hf_relabel.estimate import estimate as estimate_run
     from hf_relabel.files import load_source
 
@@ -201,10 +224,11 @@ def estimate(
         cache=cache,
         format=format,
         columns=_mapping(column),
+        prices=_prices(price),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     result = estimate_run(relabeler, splits, sample_rows=sample)
-    columns = map(_right, ("rows", "calls", "tokens in", "tokens out"))
+    columns = map(_right, ("rows", "calls", "tokens in", "tokens out", "cost"))
     table = Table("stage", "model", *columns, box=SIMPLE_HEAD)
     for stage in result.stages:
         table.add_row(
@@ -214,8 +238,10 @@ def estimate(
             _number(stage.calls),
             _number(stage.prompt_tokens),
             _number(stage.completion_tokens),
+            _usd(stage.cost_usd),
         )
     out.print(table)
+    _print_cost(result)
     out.print(f"{result.n_rows:,} rows; {result.n_sampled:,} looked at.")
     if result.share_known:
         out.print(f"{result.share_known:.0%} of them are in the cache and cost nothing.")
@@ -395,6 +421,17 @@ def _mapping(columns: list[str] | None) -> dict[str, str]:
     return {role: name for role, _, name in pairs}
 
 
+def _prices(given: list[str] | None) -> dict[str, tuple[float, float]]:
+    from hf_relabel.judges.money import parse_price
+
+    return dict(parse_price(text) for text in given or ())
+
+
+def _budget_of(output: Path) -> str:
+    """Name the budget by the folder that a run writes: the same command goes on with the same one."""
+    return "output:" + hashlib.sha256(str(output.absolute()).encode()).hexdigest()
+
+
 def _judge(relabeler: Any, splits: Any) -> None:
     """Judge with a progress bar; Ctrl-C lets what is in flight come in."""
     total = sum(len(part) for part in splits.values())
@@ -404,6 +441,9 @@ def _judge(relabeler: Any, splits: Any) -> None:
         def show(done: Any) -> None:
             tokens = done.prompt_tokens + done.completion_tokens
             spent = f"{done.n_calls:,} calls, {tokens:,} tokens"
+            if done.cost_usd is not None and done.n_rows:
+                projected = done.cost_usd / done.n_rows * total
+                spent += f", {_usd(done.cost_usd)} of about {_usd(projected)}"
             bar.update(task, completed=min(done.n_rows, total), spent=spent)
 
         try:
@@ -428,15 +468,17 @@ def _progress_bar() -> Progress:
 
 
 def _print_report(found: Any) -> None:
-    names = ("rows", "flagged", "better", "worse", "undecided", "calls", "tokens")
+    names = ("rows", "flagged", "better", "worse", "undecided", "calls", "tokens", "cost")
     table = Table("stage", "model", *map(_right, names), box=SIMPLE_HEAD)
     for stage in found.stages:
         known = [stage.prompt_tokens, stage.completion_tokens]
         tokens = None if None in known else sum(known)
         numbers = (stage.rows_asked, stage.rows_flagged, stage.better, stage.worse, stage.undecided)
         calls = stage.calls + stage.cached
-        table.add_row(stage.name, stage.model, *map(_number, (*numbers, calls, tokens)))
+        cost = ("" if stage.is_cost_exact else "≥ ") + _usd(stage.cost_usd)
+        table.add_row(stage.name, stage.model, *map(_number, (*numbers, calls, tokens)), cost)
     out.print(table)
+    _print_cost(found)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.rows_dropped.items())
     out.print(
         f"{found.rows_in:,} rows in, {found.rows_out:,} out"
@@ -448,6 +490,31 @@ def _print_report(found: Any) -> None:
     if found.undecided_reasons:
         reasons = ", ".join(f"{count:,} {why}" for why, count in found.undecided_reasons.items())
         out.print(f"Undecided: {reasons}. They stay negatives; the next run asks again.")
+
+
+def _print_cost(found: Any) -> None:
+    """Print the total of a report or an estimate, and where the prices come from."""
+    sources = dict.fromkeys(stage.price_source for stage in found.stages if stage.price_source)
+    open_stages = [stage for stage in found.stages if stage.cost_usd is None]
+    if not open_stages and list(sources) not in ([], ["local"]):
+        is_exact = all(getattr(stage, "is_cost_exact", True) for stage in found.stages)
+        least = "" if is_exact else "at least "
+        out.print(f"Cost: {least}{_usd(found.cost_usd)} ({'; '.join(sources)}).", highlight=False)
+    if unpriced := {stage.model for stage in open_stages if stage.prompt_tokens is not None}:
+        out.print(
+            f"Cost unknown: no price for {', '.join(sorted(unpriced))}. Give it with --price "
+            r"MODEL=IN,OUT (USD per million tokens), or install hf-relabel\[prices].",
+            highlight=False,
+        )
+    if uncounted := {stage.model for stage in open_stages if stage.prompt_tokens is None}:
+        out.print(f"Cost unknown: no token counts from {', '.join(sorted(uncounted))}.")
+
+
+def _usd(value: float | None) -> str:
+    if value is None:
+        return "-"
+    digits = 2 if value >= 1 or value == 0 else 4 if value >= 0.01 else 6
+    return f"${value:,.{digits}f}"
 
 
 def _right(name: str) -> Any:

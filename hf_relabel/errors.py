@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccountError",
+    "BudgetError",
     "CacheError",
     "ColumnError",
     "JudgeError",
@@ -63,6 +64,10 @@ class JudgeError(RelabelError, RuntimeError):
 
 class AccountError(JudgeError):
     """No later question can succeed either (key, permission, quota, model): the run stops."""
+
+
+class BudgetError(AccountError):
+    """The cap on the cost leaves too little for the next call: the run stops."""
 
 
 class UnusableReplyError(RelabelError, ValueError):

@@ -1,12 +1,16 @@
-"""Estimates: calls and tokens of a run, before any call is made."""
+"""Estimates: calls, tokens and cost of a run, before any call is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from hf_relabel.cascade import Stage
 from hf_relabel.judges.chat import ChatJudge
+from hf_relabel.judges.money import LOCAL, Prices
+from hf_relabel.judges.protocol import Judge, LocalJudge
 from hf_relabel.questions import Question
 from hf_relabel.transform import Relabeler
 
@@ -21,6 +25,9 @@ _REPLY_TOKENS = 1300
 """Mean length of the recorded gpt-4o-mini and gpt-4o replies to rows of 15 to 25 passages."""
 _PASSED_ON = 0.66
 """Share of rows that gpt-4o-mini passed on: Thakur et al. (2025), arXiv:2505.16967, table 1."""
+_MIN_MEASURED = 20
+"""Fewer calls, or rows, of earlier runs are no better guide than the paper."""
+_MAX_MEASURED = 20_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +41,8 @@ class StageEstimate:
         prompt_tokens: Tokens sent; None for a judge without tokens.
         completion_tokens: Tokens that come back; None likewise.
         share_of_rows: Share of the rows that reach this stage.
+        cost_usd: What the calls will cost; None where the price is unknown.
+        price_source: Where the price comes from, and its date; "local" for a judge without one.
     """
 
     name: str
@@ -42,18 +51,20 @@ class StageEstimate:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     share_of_rows: float = 1.0
+    cost_usd: float | None = None
+    price_source: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Estimate:
-    """Calls and tokens of a run, scaled up from a sample.
+    """Calls, tokens and cost of a run, scaled up from a sample.
 
     Attributes:
         n_rows: Rows of the dataset.
         n_sampled: Rows that were looked at.
         share_known: Share of the sampled rows whose verdicts are in the cache: they cost nothing.
         stages: One estimate for each stage.
-        assumptions: What was assumed, in words.
+        assumptions: What was assumed or measured, in words.
     """
 
     n_rows: int
@@ -61,6 +72,12 @@ class Estimate:
     share_known: float
     stages: list[StageEstimate]
     assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the run will cost; None where a stage's price is unknown."""
+        costs = [stage.cost_usd for stage in self.stages]
+        return None if None in costs else sum(cost or 0.0 for cost in costs)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +87,9 @@ def estimate(
     relabeler: Relabeler, splits: Mapping[str, Dataset], *, sample_rows: int = 200
 ) -> Estimate:
     """Estimate what judging a dataset takes; no call is made.
+
+    Replies are taken to be as long as those of the same judges in the cache, and as many rows to be
+    passed on, where the cache holds some; else as in the paper.
 
     Args:
         relabeler: Whose cascade is asked; its cache tells what is known already.
@@ -83,33 +103,108 @@ def estimate(
     asked = [(row, question) for row in rows if (question := relabeler.question(row)) is not None]
     unknown = [question for row, question in asked if relabeler.known(row) is None]
     scale = n_rows / n_sampled if n_sampled else 0.0
-    stages = [
-        _stage(stage.title, stage.judge, unknown, scale, _PASSED_ON**index)
-        for index, stage in enumerate(relabeler.cascade.stages)
-    ]
+    measured = _measure(relabeler)
+    share, stages, assumptions = 1.0, [], [f"{_CHARS_PER_TOKEN} characters a token"]
+    for index, stage in enumerate(relabeler.cascade.stages):
+        if index:
+            passed_on, words = measured.share_passed_on(index)
+            share *= passed_on
+            assumptions.append(words)
+        found = _stage(stage, unknown, scale, share)
+        if found.prompt_tokens is not None:
+            tokens, words = measured.reply_tokens(stage.judge)
+            found.completion_tokens = round(found.calls * tokens)
+            _add_cost(found, relabeler.prices)
+            assumptions.append(words)
+        stages.append(found)
     return Estimate(
         n_rows=n_rows,
         n_sampled=n_sampled,
         share_known=1 - len(unknown) / len(asked) if asked else 0.0,
         stages=stages,
-        assumptions=[
-            f"{_CHARS_PER_TOKEN} characters a token, {_REPLY_TOKENS} tokens a reply",
-            f"{_PASSED_ON:.0%} of rows passed on by each stage (arXiv:2505.16967, table 1)",
-        ],
+        assumptions=list(dict.fromkeys(assumptions)),
     )
 
 
 def _stage(
-    name: str, judge: Any, questions: Sequence[Question], scale: float, share: float
+    stage: Stage, questions: Sequence[Question], scale: float, share: float
 ) -> StageEstimate:
+    judge = stage.judge
     parts = [part for question in questions for part in question.split(judge.max_passages)]
-    result = StageEstimate(name=name, model=judge.model, share_of_rows=share)
+    result = StageEstimate(name=stage.title, model=judge.model, share_of_rows=share)
     result.calls = round(len(parts) * scale * share)
     if isinstance(judge, ChatJudge):
         chars = sum(_prompt_chars(judge, part) for part in parts)
         result.prompt_tokens = round(chars / _CHARS_PER_TOKEN * scale * share)
-        result.completion_tokens = result.calls * _REPLY_TOKENS
+    elif isinstance(judge, LocalJudge):
+        result.cost_usd, result.price_source = 0.0, LOCAL
     return result
+
+
+def _add_cost(stage: StageEstimate, prices: Prices) -> None:
+    price = prices.price_of(stage.model)
+    if price is None:
+        return
+    # The price of a call of the mean length: long prompts can have a price of their own.
+    n_calls = max(1, stage.calls)
+    mean = {
+        "prompt_tokens": round((stage.prompt_tokens or 0) / n_calls),
+        "completion_tokens": round((stage.completion_tokens or 0) / n_calls),
+    }
+    stage.cost_usd = stage.calls * (price.cost_usd(mean) or 0.0)
+    stage.price_source = price.origin
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What the cache tells of earlier runs.
+
+    Attributes:
+        reply_lengths: Judge's name → completion tokens of its replies.
+        n_asked: For each stage, how many queries the one before it was asked, by the same judges.
+        n_passed_on: How many of them got to the stage.
+    """
+
+    reply_lengths: dict[str, list[int]]
+    n_asked: list[int]
+    n_passed_on: list[int]
+
+    def reply_tokens(self, judge: Judge) -> tuple[float, str]:
+        """Return the mean length of a judge's replies, and where that comes from."""
+        lengths = self.reply_lengths.get(judge.name, [])
+        if len(lengths) < _MIN_MEASURED:
+            return _REPLY_TOKENS, f"{_REPLY_TOKENS:,} tokens a reply"
+        mean = sum(lengths) / len(lengths)
+        words = f"{mean:,.0f} tokens a reply of {judge.name}, as {len(lengths):,} in the cache"
+        return mean, words
+
+    def share_passed_on(self, index: int) -> tuple[float, str]:
+        """Return the share of rows that a stage gets from the one before it, and its source."""
+        n_asked = self.n_asked[index]
+        if n_asked < _MIN_MEASURED:
+            words = f"{_PASSED_ON:.0%} of rows passed on by each stage (arXiv:2505.16967, table 1)"
+            return _PASSED_ON, words
+        share = self.n_passed_on[index] / n_asked
+        return share, f"{share:.0%} of rows passed on, as of {n_asked:,} in the cache"
+
+
+def _measure(relabeler: Relabeler) -> _Measured:
+    """Look at a part of the cache: its keys are hashes, so their first ones are a random sample."""
+    cache, names = relabeler.cache, relabeler.cascade.judge_names
+    lengths: dict[str, list[int]] = {}
+    for call in islice(cache.calls(), _MAX_MEASURED):
+        tokens = call.reply.usage.get("completion_tokens")
+        if isinstance(tokens, int) and call.judge in names:
+            lengths.setdefault(call.judge, []).append(tokens)
+    asked, passed_on = [0] * len(names), [0] * len(names)
+    for pairs in islice(cache.pairs(), _MAX_MEASURED):
+        n_stages = max((len(trace) for trace in pairs.traces.values()), default=0)
+        for index in range(1, min(len(names), len(pairs.judges), n_stages + 1)):
+            # Pairs of another cascade count as far as its judges are the same.
+            if pairs.judges[:index] == names[:index]:
+                asked[index] += 1
+                passed_on[index] += n_stages > index
+    return _Measured(reply_lengths=lengths, n_asked=asked, n_passed_on=passed_on)
 
 
 def _prompt_chars(judge: ChatJudge, question: Question) -> int:

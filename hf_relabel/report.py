@@ -14,6 +14,8 @@ from typing import Any
 from hf_relabel.cache import Call, Failure
 from hf_relabel.cascade import Cascade
 from hf_relabel.formats import Edit, Row, Written
+from hf_relabel.judges.money import LOCAL, Prices
+from hf_relabel.judges.protocol import LocalJudge
 from hf_relabel.policy import open_negatives
 from hf_relabel.questions import Reply
 from hf_relabel.verdicts import Action, Relevance, Trace, Verdict
@@ -57,6 +59,10 @@ class StageCounts:
         prompt_tokens: Of all these calls, as the server counted; None where it never did.
         completion_tokens: Likewise.
         calls_without_usage: Calls whose tokens are unknown.
+        cost_usd: What all these calls cost, whenever they were made, at today's prices; None where
+            the price is unknown, or no call's tokens are known. Where some are not
+            (`calls_without_usage`), it is the least that they can have cost.
+        price_source: Where the price comes from, and its date; "local" for a judge without one.
     """
 
     name: str
@@ -71,8 +77,14 @@ class StageCounts:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     calls_without_usage: int = 0
+    cost_usd: float | None = None
+    price_source: str | None = None
 
-    def add_call(self, reply: Reply | None, *, is_new: bool) -> None:
+    @property
+    def is_cost_exact(self) -> bool:
+        return self.price_source == LOCAL or not self.calls_without_usage
+
+    def add_call(self, reply: Reply | None, *, is_new: bool, prices: Prices | None = None) -> None:
         """Count one call; `reply` is None where none came, and nothing was charged."""
         self.calls += is_new
         self.cached += not is_new
@@ -83,9 +95,17 @@ class StageCounts:
         )
         if prompt is None or completion is None:
             self.calls_without_usage += 1
+            if self.prompt_tokens is None and self.price_source != LOCAL:
+                self.cost_usd = None
             return
         self.prompt_tokens = (self.prompt_tokens or 0) + prompt
         self.completion_tokens = (self.completion_tokens or 0) + completion
+        price = None if prices is None else prices.price_of(self.model)
+        if price is None:
+            self.cost_usd = None
+        else:
+            self.cost_usd = (self.cost_usd or 0.0) + (price.cost_usd(reply.usage) or 0.0)
+            self.price_source = price.origin
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,6 +150,12 @@ class RelabelReport:
             }
         )
 
+    @property
+    def cost_usd(self) -> float | None:
+        """What all calls cost, as the stages' `cost_usd`; None where one of them is unknown."""
+        costs = [stage.cost_usd for stage in self.stages]
+        return None if None in costs else sum(cost or 0.0 for cost in costs)
+
     def __str__(self) -> str:
         parts = [f"{self.negatives.seen} negatives: {self.negatives.kept} kept"]
         for name in ("dropped", "promoted", "undecided"):
@@ -154,6 +180,7 @@ class Tally:
         cascade: Whose stages are counted.
         lookup: Call key → the reply kept under it, if any, and the failures before it.
         since: Calls from this time on (seconds since the epoch) count as made in this run.
+        prices: What calls cost; None leaves the cost unknown.
     """
 
     def __init__(
@@ -162,10 +189,20 @@ class Tally:
         *,
         lookup: Callable[[str], tuple[Call | None, list[Failure]]],
         since: float,
+        prices: Prices | None = None,
     ) -> None:
         self.report = RelabelReport(
-            stages=[StageCounts(name=s.title, model=s.judge.model) for s in cascade.stages]
+            stages=[
+                StageCounts(
+                    name=stage.title,
+                    model=stage.judge.model,
+                    cost_usd=0.0,
+                    price_source=LOCAL if isinstance(stage.judge, LocalJudge) else None,
+                )
+                for stage in cascade.stages
+            ]
         )
+        self._prices = prices
         self._lookup = lookup
         self._since = since
         # A reply can stand behind several rows. 64 bits of each key keep a million calls in 60 MB.
@@ -231,9 +268,11 @@ class Tally:
             self._seen_calls.add(short)
             call, failures = self._lookup(key)
             if call is not None:
-                stage.add_call(call.reply, is_new=call.time >= self._since)
+                is_new = call.time >= self._since
+                stage.add_call(call.reply, is_new=is_new, prices=self._prices)
             for failure in failures:
-                stage.add_call(failure.reply, is_new=failure.time >= self._since)
+                is_new = failure.time >= self._since
+                stage.add_call(failure.reply, is_new=is_new, prices=self._prices)
 
     def _count_undecided(self, verdicts: Sequence[Verdict]) -> None:
         reasons = Counter(

@@ -24,10 +24,12 @@ from hf_relabel.cascade import Cascade, Escalation, Stage
 from hf_relabel.decisions import COLUMNS, decision_columns
 from hf_relabel.errors import SettingError
 from hf_relabel.formats import Batch, Edit, Format, Row, Written, content_hash, iter_rows, resolve
+from hf_relabel.judges.budget import Budget
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.models import warn_of_shutdown
+from hf_relabel.judges.money import Prices
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.policy import ActionName, Policy, open_negatives
 from hf_relabel.presets import Overrides, load_preset
@@ -64,6 +66,7 @@ class Progress:
         prompt_tokens: Of the calls made, where the server counted them.
         completion_tokens: Likewise.
         elapsed_s: Since the run began.
+        cost_usd: Of the calls made; None while no cost is known, or not every price is.
     """
 
     n_rows: int
@@ -72,6 +75,7 @@ class Progress:
     prompt_tokens: int
     completion_tokens: int
     elapsed_s: float
+    cost_usd: float | None = None
 
 
 class Relabeler:
@@ -100,6 +104,12 @@ class Relabeler:
         format: The rows' format, where its columns do not tell; one of `FORMATS`.
         columns: Role → column name, where columns have names of their own.
         seed: Chooses the negatives that refill freed slots.
+        max_cost_usd: The most that calls of `ChatJudge` may cost, never exceeded: by all processes
+            and all runs of the same budget together.
+        prices: Model → USD per million tokens of (prompt, reply), where the extra `prices` does not
+            know them or you pay others.
+        budget: The budget's name in the cache's ledger; None makes one of what the fingerprint
+            covers, so that the same settings go on with the same budget.
 
     Raises:
         SettingError: A setting cannot work, alone or with the others.
@@ -131,6 +141,9 @@ class Relabeler:
         format: str | None = None,  # noqa: A002  the word that users know
         columns: Mapping[str, str] | None = None,
         seed: int = 0,
+        max_cost_usd: float | None = None,
+        prices: Mapping[str, tuple[float, float]] | None = None,
+        budget: str | None = None,
     ) -> None:
         overrides = Overrides(
             models=tuple(models),
@@ -156,6 +169,12 @@ class Relabeler:
         self.columns = dict(columns or {})
         self.seed = seed
         self.cache = _as_cache(cache)
+        self.prices = Prices(prices)
+        self.budget: Budget | None = None
+        if max_cost_usd is not None:
+            name, folder = budget or f"relabeler:{self.fingerprint}", self.cache.directory
+            self.budget = Budget(max_cost_usd, name=name, folder=folder, prices=self.prices)
+            self.cascade = _capped(self.cascade, self.budget)
         self._begin()
 
     def _begin(self) -> None:
@@ -216,7 +235,7 @@ class Relabeler:
             AccountError: The run cannot go on; what was judged, and what was in flight, is kept.
         """
         self._warn_once()
-        self.cascade.start_run()
+        self.cascade.start_run(prices=self.prices)
         rows = (row for part in _parts(dataset) for row in self.rows(part))
         return background.run(self._judge_stream(rows, progress))
 
@@ -260,7 +279,7 @@ class Relabeler:
 
     def new_tally(self) -> Tally:
         """Return an empty count of this cascade."""
-        tally = Tally(self.cascade, lookup=self._lookup, since=self._since)
+        tally = Tally(self.cascade, lookup=self._lookup, since=self._since, prices=self.prices)
         tally.report.settings = self.settings()
         return tally
 
@@ -376,7 +395,13 @@ class Relabeler:
         def snapshot() -> Progress:
             counts = self.cascade.counts.since(before)
             return Progress(
-                n_rows=window.n_done, elapsed_s=time.monotonic() - started, **asdict(counts)
+                n_rows=window.n_done,
+                n_calls=counts.n_calls,
+                n_cached=counts.n_cached,
+                prompt_tokens=counts.prompt_tokens,
+                completion_tokens=counts.completion_tokens,
+                elapsed_s=time.monotonic() - started,
+                cost_usd=counts.cost_usd,
             )
 
         if progress is not None:
@@ -522,6 +547,22 @@ def _cascade_and_policy(
     judges = list(judged_by) if isinstance(judged_by, Sequence) else [judged_by]
     stages = [Stage(cast("Judge", judge)) for judge in judges]
     return None, Cascade(stages, escalate=overrides.escalate or "passage"), Policy()
+
+
+def _capped(cascade: Cascade, budget: Budget) -> Cascade:
+    """Return a cascade that asks alike, and whose chat judges share a budget.
+
+    Raises:
+        SettingError: A judge's price is unknown.
+    """
+    stages = []
+    for stage in cascade.stages:
+        judge = stage.judge
+        if isinstance(judge, ChatJudge):
+            budget.prices.require(judge.model)
+            judge = judge.with_budget(budget)
+        stages.append(replace(stage, judge=judge))
+    return Cascade(stages, escalate=cascade.escalate)
 
 
 def _as_cache(cache: str | Path | VerdictCache | None) -> VerdictCache:

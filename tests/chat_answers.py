@@ -38,6 +38,8 @@ class Answer:
     model: str | None = None
     """The model as it names itself; None repeats the name that was asked."""
     has_usage: bool = True
+    usage: Mapping[str, Any] | None = None
+    """The tokens as the server counts them; None counts four characters as one."""
 
 
 Answerer = Callable[[Body], Answer | str]

@@ -297,7 +297,7 @@ def _completion(body: Body, answer: Answer) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
     tokens = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(answer.text) // 4}
-    usage = {**tokens, "total_tokens": sum(tokens.values())}
+    usage = answer.usage or {**tokens, "total_tokens": sum(tokens.values())}
     return {
         "id": "chatcmpl-" + hashlib.sha256(prompt.encode()).hexdigest()[:12],
         "object": "chat.completion",

@@ -238,3 +238,31 @@ def test_convert_writes_one_file(run_cli: Run, rows_file: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "bge.jsonl").read_text().splitlines()[0])
     assert first["pos"] == ["Plant 0 needs light."]
+
+
+def test_a_cap_stops_with_2_and_the_same_command_goes_on_with_the_same_budget(
+    relabel: Run, chat_server: ChatServer, tmp_path: Path
+) -> None:
+    # 50,000 tokens' worth of money: a call may take 5,000 and takes some 700.
+    args = ("--model", "m", "--price", "m=10,10", "--max-concurrency", "2")
+    stopped = relabel(*args, "--max-cost-usd", "0.085")
+    assert stopped.returncode == 2
+    assert "Stopped: the cap of $0.0850 is reached" in stopped.stderr
+    assert "--max-cost-usd" in stopped.stderr
+    assert 0 < len(chat_server.seen) < 12
+
+    done = relabel(*args, "--max-cost-usd", "5")
+    assert done.returncode == 0, done.stderr
+    assert len(chat_server.seen) == 12
+    cost = read_json(tmp_path / "out/report.json")["stages"][0]["cost_usd"]
+    assert f"${cost:.4f} of the cap of $5.00 are spent" in done.stdout
+
+
+def test_a_cap_without_a_price_ends_before_the_first_call(
+    relabel: Run, chat_server: ChatServer
+) -> None:
+    done = relabel("--model", "mine", "--max-cost-usd", "1")
+
+    assert done.returncode == 1
+    assert "--price mine=IN,OUT" in " ".join(done.stderr.split())
+    assert chat_server.seen == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_relabel.errors import SettingError, UnusableReplyError
+from hf_relabel.judges.budget import Budget
 from hf_relabel.judges.client import ChatClient, RetryRule
 from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.limits import Ceilings, Limiter, shared_limiter
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 __all__ = ["ChatJudge"]
+
+_SAME_ANSWER = frozenset({"prompt_cache_key", "prompt_cache_options"})
+"""Parameters that change the bill and never the answer: no part of a fingerprint."""
 
 ClientFactory: TypeAlias = "Callable[[], AsyncOpenAI]"
 
@@ -51,6 +56,7 @@ class ChatJudge:
         ceilings: What is allowed at most: calls in flight, requests and tokens a minute. Judges
             that ask the same model on the same host share one limit.
         name: Shown in verdicts and reports; the model's name when None.
+        budget: The cap on what its calls cost; None caps nothing.
 
     Raises:
         PromptError: A prompt cannot be used.
@@ -74,6 +80,7 @@ class ChatJudge:
         retry: RetryRule | None = None,
         ceilings: Ceilings | None = None,
         name: str | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.model = model
         self.name = name or model
@@ -89,6 +96,7 @@ class ChatJudge:
         self.seed = seed
         self.parameters = dict(parameters or {})
         self.retry = retry or RetryRule()
+        self.budget = budget
         self._connect = client
         self._api_key = api_key
         self._prepare()
@@ -98,7 +106,8 @@ class ChatJudge:
         self._presence: Presence | None = None
         self._n_sharing = 0
         self._decoding = self._decoding_parameters()
-        settings = [self.model, self.endpoint.host, self.max_passages, self._decoding]
+        decoding = {name: v for name, v in self._decoding.items() if name not in _SAME_ANSWER}
+        settings = [self.model, self.endpoint.host, self.max_passages, decoding]
         self._settings_json = json.dumps(settings, sort_keys=True)
         self._key_prefixes: dict[str, str] = {}
 
@@ -145,6 +154,13 @@ class ChatJudge:
         prompt = self.prompt_for(question)
         return prompt.parse(reply, len(question.passages), judge=self.name)
 
+    def with_budget(self, budget: Budget) -> ChatJudge:
+        """Return a judge that asks alike, and whose calls are under a cap."""
+        capped = copy.copy(self)
+        capped.budget = budget
+        capped._api_key = self._api_key  # a copy is made of what a pickle holds
+        return capped
+
     def attach(self, presence: Presence) -> None:
         """Share the ceilings out among the processes that are present in a cache folder."""
         self._presence = presence
@@ -174,6 +190,7 @@ class ChatJudge:
             limiter=limiter,
             retry=self.retry,
             timeout_s=self.endpoint.timeout_s,
+            budget=self.budget,
         )
 
     def _decoding_parameters(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hf_relabel.errors import JudgeError
+from hf_relabel.judges.budget import Budget
 from hf_relabel.judges.faults import Fault, fault_of_body, fault_of_status
 from hf_relabel.judges.limits import Limiter
 from hf_relabel.judges.transport import Transport, transport_for
@@ -31,7 +33,9 @@ __all__ = ["ChatClient", "RetryRule"]
 _log = logging.getLogger("hf_relabel")
 _OK = 200
 _CHARS_PER_TOKEN = 4
-_DROPPABLE = frozenset({"temperature", "seed", "reasoning_effort", "response_format", "top_p"})
+_DROPPABLE = frozenset(
+    {"temperature", "seed", "reasoning_effort", "response_format", "top_p", "prompt_cache_options"}
+)
 """Parameters whose absence still leaves a well-formed question; a server's 400 may name them."""
 
 _SHORT = 3  # a local server's key is often "x": blanking that would blank the message
@@ -70,6 +74,7 @@ class ChatClient:
         limiter: Who lets calls through; shared by all that call the same model.
         retry: When to send again.
         timeout_s: Longest wait for one reply.
+        budget: The cap on what calls cost; None caps nothing.
 
     Attributes:
         faults: How often each fault was met, retried or not.
@@ -83,9 +88,11 @@ class ChatClient:
         limiter: Limiter,
         retry: RetryRule,
         timeout_s: float,
+        budget: Budget | None = None,
     ) -> None:
         self.faults: Counter[str] = Counter()
         self._judge = judge
+        self._budget = budget
         self._retry = retry
         self._client = client
         self._transport = transport_for(client, timeout_s)
@@ -139,12 +146,29 @@ class ChatClient:
         try:
             if self._stopped is not None:
                 raise self._stopped.error(self._judge)
-            outcome, headers = await self._send(body)
+            outcome, headers = await self._send_within_budget(body)
             fault = outcome if isinstance(outcome, Fault) else None
             return outcome
         finally:
             pause_s = self._retry.first_wait_s
             self._limiter.release(started, fault=fault, pause_s=pause_s, headers=headers)
+
+    async def _send_within_budget(
+        self, body: dict[str, Any]
+    ) -> tuple[Reply | Fault, Mapping[str, str] | None]:
+        if self._budget is None:
+            return await self._send(body)
+        reservation = await self._budget.reserve(body["model"], body)
+        usage: Mapping[str, Any] | None = {}  # cut off while in flight: it may be billed
+        try:
+            outcome, headers = await self._send(body)
+            usage = outcome.usage
+        except JudgeError:
+            usage = None  # no request could be built
+            raise
+        finally:
+            self._budget.settle(reservation, usage)
+        return outcome, headers
 
     async def _send(self, body: dict[str, Any]) -> tuple[Reply | Fault, Mapping[str, str] | None]:
         sent_at = time.perf_counter()
@@ -187,7 +211,8 @@ def _reply(payload: dict[str, Any], latency_s: float) -> Reply | Fault:
     message = choice.get("message") or {}
     text, refusal = message.get("content") or "", message.get("refusal")
     if not text and not refusal and choice.get("finish_reason") == "stop":
-        return Fault(kind="retry", reason="empty", message="the reply is empty.")
+        usage = payload.get("usage") or {}
+        return Fault(kind="retry", reason="empty", message="the reply is empty.", usage=usage)
     return Reply(
         text=text,
         finish_reason=choice.get("finish_reason"),

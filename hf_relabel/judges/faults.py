@@ -33,6 +33,8 @@ class Fault:
         message: What the server or the client said.
         retry_after_s: How long the server asked to wait, where it did.
         parameter: The request's parameter that the server does not take, where it named one.
+        usage: The tokens that it cost. None where the model never worked; empty where it may have,
+            so that the call may be billed.
     """
 
     kind: Kind
@@ -40,6 +42,7 @@ class Fault:
     message: str
     retry_after_s: float | None = None
     parameter: str | None = None
+    usage: Mapping[str, Any] | None = None
 
     def error(self, judge: str) -> JudgeError:
         """Build the exception that ends the row, or the run."""
@@ -110,18 +113,30 @@ def fault_of_body(body: str) -> Fault | dict[str, Any]:
         payload = json.loads(body)
     except ValueError:
         kind = "html" if body.lstrip()[:1] == "<" else "broken_json"
-        return Fault(kind="retry", reason=kind, message=f"expected JSON, found {body[:80]!r}.")
+        words = f"expected JSON, found {body[:80]!r}."
+        return Fault(kind="retry", reason=kind, message=words, usage={})
     if isinstance(payload, dict):
         choices = payload.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             return payload
-    return Fault(kind="retry", reason="no_choices", message=f"no choices in {body[:200]!r}.")
+    words = f"no choices in {body[:200]!r}."
+    return Fault(kind="retry", reason="no_choices", message=words, usage={})
 
 
-def fault_of_exception(error: BaseException) -> Fault:
-    """Name the fault of a call that brought no answer at all."""
+def fault_of_exception(error: BaseException, *, is_sent: bool = True) -> Fault:
+    """Name the fault of a call that brought no answer at all.
+
+    Args:
+        error: What was raised.
+        is_sent: Whether the call may have reached the model, and may be billed.
+    """
     reason = "timeout" if isinstance(error, (TimeoutError, asyncio.TimeoutError)) else "connection"
-    return Fault(kind="retry", reason=reason, message=f"{type(error).__name__}: {error}")
+    return Fault(
+        kind="retry",
+        reason=reason,
+        message=f"{type(error).__name__}: {error}",
+        usage={} if is_sent else None,
+    )
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -92,6 +92,8 @@ class _SessionTransport:
             async with post as response:
                 text = (await response.read()).decode("utf-8", "replace")
                 return Answer(response.status, _Lowered(response.headers), text)
+        except aiohttp.ClientConnectorError as error:
+            return fault_of_exception(error.os_error, is_sent=False)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return fault_of_exception(getattr(error, "os_error", error))
 
@@ -155,7 +157,8 @@ class _ClientTransport:
         except APITimeoutError as error:
             return fault_of_exception(TimeoutError(str(error)))
         except (APIConnectionError, httpx2.HTTPError, OSError) as error:
-            return fault_of_exception(getattr(error, "os_error", error))
+            is_sent = not isinstance(error.__cause__, httpx2.ConnectError)
+            return fault_of_exception(getattr(error, "os_error", error), is_sent=is_sent)
         return Answer(response.status_code, response.headers, response.text)
 
     async def close(self) -> None:
