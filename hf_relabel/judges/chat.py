@@ -138,13 +138,17 @@ class ChatJudge:
         prompt = self.prompt_for(question)
         return prompt.parse(reply, len(question.passages), judge=self.name)
 
+    def connect(self) -> AsyncOpenAI:
+        """Build the openai client that this judge asks through."""
+        return self._connect() if self._connect else self.endpoint.connect(self._api_key)
+
     def _client(self) -> ChatClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
             client = self._clients[loop] = ChatClient(
                 self.name,
-                connect=self._connect or (lambda: self.endpoint.connect(self._api_key)),
+                connect=self.connect,
                 retry=self.retry,
                 max_concurrency=self.max_concurrency,
             )
