@@ -52,12 +52,13 @@ class BatchServer(ChatServer):
 
     Attributes:
         ends: How the next batches end, one each; then all complete.
-        is_held: While true, no batch ends.
+        held_from: No batch ends from this one on, while it is set.
         batches: Every batch by its id, as the API shows it.
         processed: How often each `custom_id` was answered, hence paid for.
         sent: How often each `custom_id` was in a batch that was accepted.
         create_faults: Met by the next calls that make a batch: a fault of the chat server, or
-            "made_500" (made, and then an error), or "no_file".
+            "made_500" (made, and then an error), "no_file", or "hang".
+        hangs_after_create: Whether the answer to a batch made never comes.
         download_faults: Met by the next downloads: "403", "404_model" or "500".
         max_enqueued_tokens: A batch that makes more of them wait fails; None takes all.
         page: How many batches a page of the list shows.
@@ -66,12 +67,13 @@ class BatchServer(ChatServer):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.ends: list[End] = []
-        self.is_held = False
+        self.held_from: int | None = None
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.processed: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.create_faults: list[str] = []
+        self.hangs_after_create = False
         self.download_faults: list[str] = []
         self.max_enqueued_tokens: float = math.inf
         self.max_waiting_tokens = 0
@@ -120,6 +122,8 @@ class BatchServer(ChatServer):
         fault = self.create_faults.pop(0) if self.create_faults else ""
         if fault == "no_file":
             return _error(400, f"Cannot find file {body['input_file_id']}.", "invalid_request")
+        if fault == "hang":
+            await self._closing.wait()
         if fault not in ("", "made_500"):
             return _refusal(fault)
         batch_id = f"batch_{len(self.batches)}"
@@ -133,6 +137,8 @@ class BatchServer(ChatServer):
         task = asyncio.create_task(self._carry_out(batch, end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self.hangs_after_create:
+            await self._closing.wait()
         return _refusal("500") if fault else web.json_response(batch)
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -180,7 +186,7 @@ class BatchServer(ChatServer):
         if batch["status"] == "validating":
             batch["status"] = "in_progress"
         await asyncio.sleep(self.latency_s)
-        while self.is_held and batch["status"] != "cancelling":
+        while self._holds(batch) and batch["status"] != "cancelling":
             await asyncio.sleep(0.005)
         status = "cancelled" if batch["status"] == "cancelling" else end.status
         output, errors = self._answers(lines, end, status)
@@ -192,6 +198,9 @@ class BatchServer(ChatServer):
         counts = {"total": len(lines), "completed": len(output), "failed": len(errors)}
         del self._waiting_tokens[batch["id"]]
         batch.update(status=status, request_counts=counts)
+
+    def _holds(self, batch: dict[str, Any]) -> bool:
+        return self.held_from is not None and int(batch["id"].split("_")[1]) >= self.held_from
 
     def _takes(self, batch: dict[str, Any], lines: list[dict[str, Any]], tokens: int) -> bool:
         ids = [line["custom_id"] for line in lines]

@@ -29,6 +29,7 @@ ORDER = [
     "report",
     "transform",
     "estimate",
+    "batch_exchange",
     "files",
     "demo",
     "evaluate",

@@ -36,8 +36,8 @@ from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.client import RetryRule
 from hf_relabel.judges.faults import Fault
 from hf_relabel.judges.protocol import Judge
+from hf_relabel.judges.redirect import RedirectedJudge
 from hf_relabel.questions import Question, Reply
-from hf_relabel.verdicts import Verdict
 
 __all__ = ["BatchSettings", "Batches"]
 
@@ -127,12 +127,14 @@ class Batches:
             is_whole = kind is None and self._stopped is None
             for lane in self._lanes.values():
                 await lane.close(is_whole=is_whole)
+            self._forget_what_is_cached()
+            self.folder.remove_leftovers()
         finally:
             self._open.close()
 
     def judge(self, judge: Judge) -> Judge:
         """Return a judge that asks through batches, or the judge itself where it asks no API."""
-        return _BatchJudge(judge, self) if isinstance(judge, ChatJudge) else judge
+        return RedirectedJudge(judge, self._ask) if isinstance(judge, ChatJudge) else judge
 
     def stop(self, error: BaseException) -> None:
         """End the run: every row that waits gets the error. Batches on the server go on."""
@@ -152,19 +154,26 @@ class Batches:
         if self._stopped is not None:
             raise self._stopped
 
-    async def ask(self, judge: ChatJudge, custom_id: str, body: _Body) -> Reply:
-        """Return the reply to one request, however long its batch takes.
+    def _forget_what_is_cached(self) -> None:
+        """Drop ended batches whose rows needed no question any more, so that no lane saw them."""
+        for manifest in self.folder.manifests():
+            keys = map(base_key, manifest.keys)
+            if manifest.end is not None and all(map(self.cache.has_call, keys)):
+                self.folder.drop(manifest)
 
-        Raises:
-            JudgeError: The request failed for good; `reason` names the last fault.
-            AccountError: The run stops.
-        """
+    async def _ask(
+        self,
+        judge: ChatJudge,
+        question: Question,
+        unusable: tuple[Reply, UnusableReplyError] | None,
+    ) -> Reply:
         self.check()
         key = (judge.endpoint.host, judge.model)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(self, judge)
-        return await lane.ask(custom_id, body)
+        custom_id = request_id(judge.key(question), is_repair=unusable is not None)
+        return await lane.ask(custom_id, lambda: judge.body(question, unusable=unusable))
 
     def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something beside the rows; its error ends the run."""
@@ -178,45 +187,8 @@ class Batches:
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one cancelled before its first step
         return task
-
-
-class _BatchJudge:
-    """A chat judge that asks through batches; in all else it is that judge."""
-
-    def __init__(self, judge: ChatJudge, batches: Batches) -> None:
-        self._judge = judge
-        self._batches = batches
-
-    @property
-    def name(self) -> str:
-        return self._judge.name
-
-    @property
-    def model(self) -> str:
-        return self._judge.model
-
-    @property
-    def max_passages(self) -> int:
-        return self._judge.max_passages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._judge.fingerprint
-
-    def key(self, question: Question) -> str:
-        return self._judge.key(question)
-
-    async def ask(
-        self, question: Question, *, unusable: tuple[Reply, UnusableReplyError] | None = None
-    ) -> Reply:
-        custom_id = request_id(self.key(question), is_repair=unusable is not None)
-        return await self._batches.ask(
-            self._judge, custom_id, lambda: self._judge.body(question, unusable=unusable)
-        )
-
-    def parse(self, question: Question, reply: Reply) -> list[Verdict]:
-        return self._judge.parse(question, reply)
 
 
 _Body = Callable[[], dict[str, object]]
@@ -230,6 +202,8 @@ class _Request:
     body: _Body
     reply: asyncio.Future[Reply]
     n_sent: int = 0
+    left_out: frozenset[str] = frozenset()
+    """Parameters that it was last sent without."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -334,6 +308,7 @@ class _Lane:
         spool.n_bytes += len(line)
         spool.tokens += tokens
         request.n_sent += 1
+        request.left_out = frozenset(self._dropped)
         if self._quiet is not None:
             self._quiet.cancel()
         loop = asyncio.get_running_loop()
@@ -359,7 +334,7 @@ class _Lane:
             self._submit_what_fits()
 
     def _submit_what_fits(self) -> None:
-        while self._sealed and not self._is_held:
+        while self._sealed and not self._is_held and not self._batches.is_stopped:
             if self._enqueued and self._enqueued + self._sealed[0].tokens > self._ceiling:
                 break
             spool = self._sealed.popleft()
@@ -486,11 +461,11 @@ class _Lane:
                 self._batches.stop(fault.error(self._judge))
             if self._batches.is_stopped:
                 return
-            if fault.parameter in _DROPPABLE and fault.parameter not in self._dropped:
+            if fault.parameter in _DROPPABLE - request.left_out:
                 self._dropped.add(str(fault.parameter))
                 request.n_sent -= 1  # known from now on: not a failed attempt
                 self._write(request)
-            elif fault.kind == "retry" or fault.parameter in self._dropped:
+            elif fault.kind == "retry":
                 self._ask_again(request, fault)
             else:
                 self._fail(request, fault.error(self._judge))
@@ -567,7 +542,6 @@ class _Lane:
             The requests that brought a fault instead.
         """
         stock = _Stock(manifest=manifest)
-        self._stocks.append(stock)
         for path in self._folder.reply_files(manifest):
             for index, (offset, line) in enumerate(_lines(path)):
                 if index % _BREATH == 0:
@@ -580,6 +554,7 @@ class _Lane:
                 elif outcome.reply is not None:
                     stock.keys.add(outcome.custom_id)
                     self._deliver(outcome.custom_id, outcome.reply, (path, offset))
+        self._stocks.append(stock)  # now, and not before: a part of it must never be released
 
     def _deliver(self, custom_id: str, reply: Reply, place: tuple[Path, int]) -> None:
         request = self._requests.pop(custom_id, None)
