@@ -527,9 +527,7 @@ def _storage_error(directory: Path, cause: BaseException) -> CacheError:
     if "locked" in words:
         advice = "Another process holds it for over a minute: end that one, or use another folder."
     elif "full" in words or "No space" in words or "I/O error" in words:
-        advice = (
-            "The disk is full, or broken: free some space and run again; what was saved is kept."
-        )
+        advice = "The disk is full, or broken: free some space and run again; what was saved is kept."
     elif isinstance(cause, (FileExistsError, NotADirectoryError)):
         advice = "There is a file where the folder should be: name another folder."
     elif "readonly" in words or "unable to open" in words or isinstance(cause, PermissionError):

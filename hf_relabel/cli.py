@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a usage or data error; 2 stopped with work left, and the s
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from enum import Enum
@@ -166,6 +167,8 @@ def run(
         batch=batch,
     )
     splits = load_source(source, split=split, config=config, limit=limit)
+    if batch:
+        _tell_what_is_logged("hf_relabel.judges.batches")
     _judge(relabeler, splits)
     report = write_relabeled(relabeler, splits, output, to=to)
     _print_report(report)
@@ -542,6 +545,19 @@ def _judge(relabeler: Any, splits: Any) -> None:
                 + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage(), style="dim", highlight=False, markup=False)
+
+
+def _tell_what_is_logged(name: str) -> None:
+    """Print a logger's news above the progress bar: batches take hours, and silence worries."""
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_Printed())
 
 
 def _batches_left(relabeler: Any) -> str:

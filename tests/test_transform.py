@@ -202,9 +202,7 @@ def test_an_unusable_reply_changes_no_label_and_is_asked_again(
     assert relabeler.report(one).negatives.undecided == 0
 
 
-def test_an_empty_reply_is_undecided(
-    rows: Dataset, tmp_path: Path, chat_server: ChatServer
-) -> None:
+def test_an_empty_reply_is_undecided(rows: Dataset, tmp_path: Path, chat_server: ChatServer) -> None:
     from hf_relabel import ChatJudge
 
     chat_server.answer = from_key(KEY)

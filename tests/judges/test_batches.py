@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from typer.testing import CliRunner
 
-from hf_relabel import BatchSettings, Relabeler, VerdictCache
-from hf_relabel.errors import AccountError, CacheError, RowError, SettingError
+from hf_relabel import BatchSettings, Relabeler, VerdictCache, background
+from hf_relabel.cli import app
+from hf_relabel.errors import AccountError, CacheError, RowError, SettingError, SourceError
+from hf_relabel.judges.batch_admin import cancel_batches
 from hf_relabel.judges.batch_files import outcome_of_line, request_line
 from hf_relabel.judges.batch_state import BatchFolder
-from hf_relabel.judges.client import RetryRule
+from hf_relabel.judges.client import Endpoint, RetryRule
 from hf_relabel.judges.models import ShutdownWarning
 from tests.batch_server import BatchServer, End
 from tests.chat_answers import Body
@@ -400,7 +403,8 @@ def test_two_runs_on_one_cache_do_not_share_batches(
 
 _SCRIPT = """
 import sys
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from typer.testing import CliRunner
 from hf_relabel import BatchSettings, Relabeler
 from hf_relabel.judges.client import RetryRule
 from tests.rows import tevatron_rows
@@ -591,6 +595,126 @@ def test_batches_unknown_to_the_server_stop_the_run_and_are_not_bought_again(
 
     assert server.batches == {}
     server.batches.update(hidden)
+
+
+# The command line
+
+_CLI = """
+import sys
+import hf_relabel.transform
+from hf_relabel import BatchSettings
+from hf_relabel.cli import main
+fast = BatchSettings(quiet_s=0.05, first_poll_s=0.01, max_poll_s=0.05)
+hf_relabel.transform.BatchSettings = lambda: fast
+main()
+"""
+
+
+@pytest.fixture
+def start_cli(
+    server: BatchServer, tmp_path: Path, subprocess_env: Callable[..., dict[str, str]]
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `hf-relabel run … --batch`, impatient, and let the test end it."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tevatron_rows()))
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        args = ["run", "rows.jsonl", "--output", "out", "--cache", "cache", "--batch"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CLI, *args, "--base-url", server.base_url],
+            cwd=tmp_path, env=subprocess_env(OPENAI_API_KEY="x"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, " ".join((out + err).split())
+
+
+def test_ctrl_c_leaves_batches_running_and_says_how_to_go_on(
+    server: BatchServer, start_cli: Callable[..., Any], tmp_path: Path, expected: list[Any]
+) -> None:
+    server.held_from = 0
+    process = start_cli()
+    folder = BatchFolder(tmp_path / "cache")
+    wait_until(lambda: [found.batch_id for found in folder.manifests()] == ["batch_0"])
+
+    process.send_signal(signal.SIGINT)
+    code, words = ended(process)
+
+    assert code == 2
+    assert "the same command resumes. Batches that go on without it: 1" in words
+    assert "Traceback" not in words
+    assert statuses(server) == ["in_progress"]
+    server.held_from = None
+    code, words = ended(start_cli())
+    assert (code, "6 promoted" in words) == (0, True)
+    assert list(server.sent.values()) == [1] * N_CALLS
+    rows = load_dataset(str(tmp_path / "out"), split="train")
+    assert rows.to_list() == expected
+
+
+def test_cancel_stops_our_batches_and_the_run_that_waits_for_them(
+    server: BatchServer, start_cli: Callable[..., Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What a cancelled batch had answered is used; nothing is asked again behind the user's back."""
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    server.held_from, server.ends = 0, [End("completed", share=0.5)]
+    process = start_cli()
+    folder = BatchFolder(tmp_path / "cache")
+    wait_until(lambda: [found.batch_id for found in folder.manifests()] == ["batch_0"])
+    other = {"hf_relabel": "elsewhere", "cache": "another", "model": "m"}
+    server.batches["foreign_1"] = {**server.batches["batch_0"], "id": "foreign_1", "metadata": {}}
+    server.batches["theirs_1"] = {**server.batches["batch_0"], "id": "theirs_1", "metadata": other}
+
+    def batches(*args: str) -> str:
+        options = ["--base-url", server.base_url, "--cache", str(tmp_path / "cache")]
+        done = CliRunner().invoke(app, ["batches", *args, *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    listed = batches("list")
+    assert "foreign_1" not in listed
+    assert [line.split()[0] for line in listed.splitlines() if "in_progress" in line] == [
+        "theirs_1", "batch_0"
+    ]  # fmt: skip
+    assert "batch_0: cancelling\n1 cancelled." in batches("cancel")
+
+    code, words = ended(process)
+    assert code == 2
+    assert "batch batch_0 was cancelled" in words
+    assert len(server.processed) == 6
+    assert len(server.batches) == 3
+    del server.batches["foreign_1"], server.batches["theirs_1"]
+    server.held_from = None
+    assert ended(start_cli())[0] == 0
+    assert list(server.processed.values()) == [1] * N_CALLS
+
+
+def test_a_batch_that_is_not_ours_is_not_cancelled(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.batches["foreign_1"] = {
+        "id": "foreign_1", "object": "batch", "status": "in_progress", "created_at": 1,
+        "endpoint": "/v1/chat/completions", "input_file_id": "f", "completion_window": "24h",
+        "metadata": {"whose": "not ours"},
+    }  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    endpoint = Endpoint(base_url=server.base_url)
+
+    with pytest.raises(SourceError, match="a batch that hf_relabel made, found 'foreign_1'"):
+        background.run(cancel_batches(endpoint, tmp_path, "foreign_1"))
+
+    assert statuses(server) == ["in_progress"]
 
 
 # Lines
