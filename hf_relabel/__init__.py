@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_relabel.cascade import Stage as Stage
     from hf_relabel.errors import RelabelError as RelabelError
     from hf_relabel.formats import convert as convert
+    from hf_relabel.judges.batches import BatchSettings as BatchSettings
     from hf_relabel.judges.chat import ChatJudge as ChatJudge
     from hf_relabel.judges.embedding import EmbeddingJudge as EmbeddingJudge
     from hf_relabel.judges.endpoint import Endpoint as Endpoint
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Action": "verdicts",
+    "BatchSettings": "judges.batches",
     "Cascade": "cascade",
     "ChatJudge": "judges.chat",
     "EmbeddingJudge": "judges.embedding",

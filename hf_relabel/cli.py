@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a usage or data error; 2 stopped with work left, and the s
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import warnings
 from enum import Enum
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 verdicts = typer.Typer(no_args_is_help=True, help="Exchange and count cached verdicts.")
 app.add_typer(verdicts, name="verdicts")
+batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, and cancel them.")
+app.add_typer(batches, name="batches")
 out = Console()
 err = Console(stderr=True)
 
@@ -156,6 +159,9 @@ def run(
     max_undecided: Annotated[
         int | None, typer.Option("--max-undecided", help="More undecided passages: exit code 3.")
     ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Ask through the Batch API: half price, up to a day.")
+    ] = False,
 ) -> None:
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
@@ -177,8 +183,11 @@ def run(
         max_cost_usd=max_cost_usd,
         prices=_prices(price),
         budget=_budget_of(output),
+        batch=batch,
     )
     splits = load_source(source, split=split, config=config, limit=limit)
+    if batch:
+        _tell_what_is_logged("hf_relabel.judges.batches")
     _judge(relabeler, splits)
     report = write_relabeled(relabeler, splits, output, to=to)
     _print_report(report)
@@ -356,6 +365,130 @@ def import_verdicts(
     out.print(f"{counts.n_calls:,} calls and {counts.n_pairs:,} pairs read from {folder}.")
 
 
+@verdicts.command("export-batch")
+def export_batch(
+    source: Input,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .jsonl file to write.")],
+    preset: PresetName = "paper",
+    base_url: BaseUrl = None,
+    model: Models = None,
+    protocol: ProtocolName = None,
+    prompt: PromptFile = None,
+    escalate: Escalate = None,
+    cache: CacheFolder = None,
+    split: Split = None,
+    config: Config = None,
+    limit: Limit = None,
+    format: FormatName = None,  # noqa: A002
+    column: Columns = None,
+) -> None:
+    """Write what a run would ask next, for `vllm run-batch`; no call is made."""
+    from hf_relabel.batch_exchange import export_requests
+    from hf_relabel.files import load_source
+
+    relabeler = _relabeler(
+        preset=preset,
+        base_url=base_url,
+        models=model or (),
+        protocol=protocol and protocol.value,
+        prompt=prompt,
+        escalate=escalate and escalate.value,
+        cache=cache,
+        format=format,
+        columns=_mapping(column),
+    )
+    splits = load_source(source, split=split, config=config, limit=limit)
+    written = export_requests(relabeler, splits, file)
+    for path, count in written.items():
+        out.print(f"{count:,} requests written to {path}.")
+    if not written:
+        out.print("Nothing is open: `hf-relabel run` with the same options makes no call.")
+
+
+@verdicts.command("import-batch")
+def import_batch(
+    source: Input,
+    replies: Annotated[Path, typer.Argument(metavar="REPLIES", help="The engine's output file.")],
+    preset: PresetName = "paper",
+    base_url: BaseUrl = None,
+    model: Models = None,
+    protocol: ProtocolName = None,
+    prompt: PromptFile = None,
+    escalate: Escalate = None,
+    cache: CacheFolder = None,
+    split: Split = None,
+    config: Config = None,
+    limit: Limit = None,
+    format: FormatName = None,  # noqa: A002
+    column: Columns = None,
+) -> None:
+    """Read replies to an exported file into the cache; give the options of the export."""
+    from hf_relabel.batch_exchange import import_replies
+    from hf_relabel.files import load_source
+
+    relabeler = _relabeler(
+        preset=preset,
+        base_url=base_url,
+        models=model or (),
+        protocol=protocol and protocol.value,
+        prompt=prompt,
+        escalate=escalate and escalate.value,
+        cache=cache,
+        format=format,
+        columns=_mapping(column),
+    )
+    splits = load_source(source, split=split, config=config, limit=limit)
+    counts = import_replies(relabeler, splits, replies)
+    out.print(
+        f"{counts.n_lines:,} lines: {counts.n_read:,} replies read, {counts.n_unusable:,} unusable. "
+        f"Rows with open questions: {counts.n_open:,}."
+    )
+
+
+@batches.command("list")
+def show_batches(base_url: BaseUrl = None, cache: CacheFolder = None) -> None:
+    """List the batches that hf-relabel made, newest first."""
+    from datetime import UTC, datetime
+
+    from hf_relabel import background
+    from hf_relabel.cache import default_directory
+    from hf_relabel.judges.batch_admin import list_batches
+    from hf_relabel.judges.endpoint import Endpoint
+
+    endpoint, folder = Endpoint(base_url=base_url), cache or default_directory()
+    table = Table("batch", "status", "model", "made", "done", "failed", "of", box=SIMPLE_HEAD)
+    table.add_column("cache")
+    for view, is_here in background.run(list_batches(endpoint, folder)):
+        total, completed, failed = view.counts
+        made = datetime.fromtimestamp(view.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+        numbers = (completed, failed, total or int(view.metadata.get("requests", 0)))
+        model = view.metadata.get("model", "")
+        place = "this" if is_here else "another"
+        table.add_row(view.id, view.status, model, made, *map(_number, numbers), place)
+    out.print(table)
+
+
+@batches.command("cancel")
+def stop_batches(
+    batch_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One batch; else all of this cache.")
+    ] = None,
+    base_url: BaseUrl = None,
+    cache: CacheFolder = None,
+) -> None:
+    """Cancel batches; what they had answered is kept for the next run."""
+    from hf_relabel import background
+    from hf_relabel.cache import default_directory
+    from hf_relabel.judges.batch_admin import cancel_batches
+    from hf_relabel.judges.endpoint import Endpoint
+
+    endpoint, folder = Endpoint(base_url=base_url), cache or default_directory()
+    cancelled = background.run(cancel_batches(endpoint, folder, batch_id))
+    for view in cancelled:
+        out.print(f"{view.id}: {view.status}")
+    out.print(f"{len(cancelled)} cancelled.")
+
+
 @verdicts.command("stats")
 def verdict_stats(cache: CacheFolder = None) -> None:
     """Count what the cache holds."""
@@ -451,8 +584,34 @@ def _judge(relabeler: Any, splits: Any) -> None:
         except KeyboardInterrupt:
             raise _InterruptedRunError(
                 "interrupted. Every reply that came is in the cache; the same command resumes."
+                + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage(), style="dim", highlight=False, markup=False)
+
+
+def _tell_what_is_logged(name: str) -> None:
+    """Print a logger's news above the progress bar: batches take hours, and silence worries."""
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_Printed())
+
+
+def _batches_left(relabeler: Any) -> str:
+    from hf_relabel.judges.batch_admin import n_under_way
+
+    n_left = n_under_way(relabeler.cache.directory) if relabeler.batch else 0
+    if not n_left:
+        return ""
+    return (
+        f" Batches that go on without it: {n_left}; it then collects them, and `hf-relabel batches "
+        "cancel` stops them."
+    )
 
 
 def _progress_bar() -> Progress:

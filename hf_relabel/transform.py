@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from hf_relabel import __version__, background
 from hf_relabel.cache import Call, Failure, VerdictCache, default_directory
-from hf_relabel.cascade import Cascade, Escalation, Stage
+from hf_relabel.cascade import NOT_ASKED, Cascade, Escalation, Stage
 from hf_relabel.decisions import COLUMNS, decision_columns
-from hf_relabel.errors import SettingError
+from hf_relabel.errors import AccountError, SettingError
 from hf_relabel.formats import Batch, Edit, Format, Row, Written, content_hash, iter_rows, resolve
+from hf_relabel.judges.batches import Batches, BatchSettings
 from hf_relabel.judges.budget import Budget
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.endpoint import Endpoint
@@ -100,6 +102,8 @@ class Relabeler:
             found out below it. Processes on one cache folder share this and the next two out.
         rpm: Most requests a minute, likewise.
         tpm: Most tokens a minute, likewise.
+        batch: Whether `judge` asks through the Batch API, at half the price and within a day; map
+            then only reads. True, or `BatchSettings`.
         cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
         format: The rows' format, where its columns do not tell; one of `FORMATS`.
         columns: Role → column name, where columns have names of their own.
@@ -137,6 +141,7 @@ class Relabeler:
         max_concurrency: int | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        batch: bool | BatchSettings = False,
         cache: str | Path | VerdictCache | None = None,
         format: str | None = None,  # noqa: A002  the word that users know
         columns: Mapping[str, str] | None = None,
@@ -168,6 +173,7 @@ class Relabeler:
         self.format = format
         self.columns = dict(columns or {})
         self.seed = seed
+        self.batch = BatchSettings() if batch is True else batch or None
         self.cache = _as_cache(cache)
         self.prices = Prices(prices)
         self.budget: Budget | None = None
@@ -237,6 +243,8 @@ class Relabeler:
         self._warn_once()
         self.cascade.start_run(prices=self.prices)
         rows = (row for part in _parts(dataset) for row in self.rows(part))
+        if self.batch is not None:
+            return background.run(self._judge_in_batches(rows, progress, self.batch))
         return background.run(self._judge_stream(rows, progress))
 
     def decisions(self, dataset: AnyDatasets) -> AnyDatasets:
@@ -357,6 +365,8 @@ class Relabeler:
         unknown = [row for row, traces in zip(rows, found, strict=True) if traces is None]
         if not unknown:
             return [traces for traces in found if traces is not None]
+        if self.batch is not None:  # never at the full price, behind the user's back
+            return [self._recalled(row) for row in rows]
         self._warn_once()
         asked = iter(background.run(self._judge_rows(unknown)))
         return [next(asked) if traces is None else traces for traces in found]
@@ -386,10 +396,56 @@ class Relabeler:
         traces = await self.cascade.judge_question(question, self.cache)
         return dict(zip(keys, traces, strict=True))
 
-    async def _judge_stream(
-        self, rows: Iterator[Row], progress: Callable[[Progress], None] | None
+    def _recalled(self, row: Row) -> dict[str, Trace]:
+        traces = {} if self.policy.skips(row) else self.recall(row)
+        if any(trace[-1].reason == NOT_ASKED for trace in traces.values()):
+            raise SettingError(
+                f"expected rows that were judged, found one that was not: {row.query[:80]!r}. With "
+                "batch, call `judge` on the dataset first; map then reads."
+            )
+        return traces
+
+    async def _judge_in_batches(
+        self,
+        rows: Iterator[Row],
+        progress: Callable[[Progress], None] | None,
+        settings: BatchSettings,
     ) -> Progress:
-        window = _Window(self._judge_row, _MAX_ROWS_AHEAD)
+        async with Batches(settings, self.cache) as batches:
+            twin = copy(self)
+            twin.cascade = copy(self.cascade)
+            twin.cascade.stages = tuple(
+                replace(stage, judge=batches.judge(stage.judge)) for stage in self.cascade.stages
+            )
+
+            async def judge(row: Row) -> None:
+                try:
+                    await twin._judge_row(row)
+                except BaseException as error:  # the others would wait for their batches first
+                    batches.stop(error)
+                    raise
+
+            watched = _stopping(rows, asyncio.get_running_loop(), batches.stop)
+            stream = asyncio.create_task(
+                twin._judge_stream(watched, progress, judge=judge, max_ahead=settings.max_rows)
+            )
+            try:
+                return await asyncio.shield(stream)
+            except asyncio.CancelledError:  # Ctrl-C: rows stop waiting; batches go on
+                batches.stop(AccountError("the run was interrupted.", reason="interrupted"))
+                await asyncio.wait([stream])
+                stream.exception()
+                raise
+
+    async def _judge_stream(
+        self,
+        rows: Iterator[Row],
+        progress: Callable[[Progress], None] | None,
+        *,
+        judge: Callable[[Row], Awaitable[object]] | None = None,
+        max_ahead: int = _MAX_ROWS_AHEAD,
+    ) -> Progress:
+        window = _Window(judge or self._judge_row, max_ahead)
         started, before = time.monotonic(), replace(self.cascade.counts)
 
         def snapshot() -> Progress:
@@ -507,6 +563,17 @@ class _Window(Generic[T]):
 
 def _take(items: Iterator[T]) -> list[T]:
     return list(islice(items, _READ_BATCH))
+
+
+def _stopping(
+    rows: Iterator[Row], loop: asyncio.AbstractEventLoop, stop: Callable[[BaseException], None]
+) -> Iterator[Row]:
+    """Pass rows on; one that cannot be read stops those under way."""
+    try:
+        yield from rows
+    except Exception as error:
+        loop.call_soon_threadsafe(stop, error)
+        raise
 
 
 def _parts(dataset: AnyDatasets) -> list[AnyDataset]:

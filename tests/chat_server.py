@@ -206,8 +206,7 @@ class ChatServer:
     async def _serve(self, ready: Future[int]) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_get("/v1/models", self._list_models)
+        self._add_routes(app)
         # Cancellation: a client that gave up must not count as in flight any longer.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
@@ -222,6 +221,10 @@ class ChatServer:
             await asyncio.sleep(0.01)
         finally:
             await runner.cleanup()
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._list_models)
 
     async def _list_models(self, _: web.Request) -> web.Response:
         data = [{"id": name, "object": "model", "owned_by": "tests"} for name in self._models]

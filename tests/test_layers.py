@@ -30,6 +30,7 @@ ORDER = [
     "report",
     "transform",
     "estimate",
+    "batch_exchange",
     "files",
     "demo",
     "evaluate",

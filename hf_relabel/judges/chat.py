@@ -170,6 +170,10 @@ class ChatJudge:
         """How often each fault was met by this process, retried or not."""
         return sum((client.faults for client in self._clients.values()), Counter[str]())
 
+    def connect(self) -> AsyncOpenAI:
+        """Build the openai client that this judge asks through."""
+        return self._connect() if self._connect else self.endpoint.connect(self._api_key)
+
     def _client(self) -> ChatClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
@@ -183,10 +187,9 @@ class ChatJudge:
         return client
 
     def _new_client(self, limiter: Limiter) -> ChatClient:
-        connect = self._connect or (lambda: self.endpoint.connect(self._api_key))
         return ChatClient(
             self.name,
-            connect(),
+            self.connect(),
             limiter=limiter,
             retry=self.retry,
             timeout_s=self.endpoint.timeout_s,
