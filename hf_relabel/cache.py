@@ -22,6 +22,7 @@ import sqlite3
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "Call",
     "Entry",
     "Failure",
+    "JudgeStats",
     "NetworkFilesystemWarning",
     "Pairs",
     "VerdictCache",
@@ -207,6 +209,15 @@ class CacheStats:
 
 class _ForeignRowError(Exception):
     """A row is no plain text. Not an OSError, which diskcache would take for "no such row"."""
+
+
+@dataclass(slots=True, kw_only=True)
+class JudgeStats:
+    """What a cache holds of one judge: replies, their tokens, and calls that failed."""
+
+    n_calls: int = 0
+    n_tokens: int = 0
+    n_failures: int = 0
 
 
 class TextDisk(diskcache.Disk):  # type: ignore[misc]
@@ -382,6 +393,21 @@ class VerdictCache:
             n_queries=counts["pair:"],
             n_bytes=n_bytes,
         )
+
+    def stats_by_judge(self) -> dict[str, JudgeStats]:
+        """Count calls, tokens and failures of each judge."""
+        found: dict[str, JudgeStats] = {}
+        for call in self.calls():
+            stats = found.setdefault(call.judge, JudgeStats())
+            stats.n_calls += 1
+            stats.n_tokens += int(call.reply.usage.get("total_tokens") or 0)
+        for failure in self.all_failures():
+            found.setdefault(failure.judge, JudgeStats()).n_failures += 1
+        return found
+
+    def failure_reasons(self) -> Counter[str]:
+        """Count failures by reason."""
+        return Counter(failure.reason for failure in self.all_failures())
 
     def close(self) -> None:
         """Finish what is being written and close this thread's files."""

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a usage or data error; 2 stopped with work left, and the s
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import sys
 import warnings
@@ -37,6 +38,8 @@ batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, a
 app.add_typer(batches, name="batches")
 out = Console()
 err = Console(stderr=True)
+_log = logging.getLogger("hf_relabel.cli")
+_REFRESH_S = 0.1
 
 
 class Count(str, Enum):
@@ -148,6 +151,15 @@ def run(
     format: FormatName = None,  # noqa: A002
     column: Columns = None,
     max_concurrency: Concurrency = None,
+    rpm: Annotated[float | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
+    tpm: Annotated[float | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="i/n: only this part of the queries, and of the limits."),
+    ] = None,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="What happens, as JSON lines.")
+    ] = None,
     max_cost_usd: Annotated[
         float | None,
         typer.Option(
@@ -166,6 +178,7 @@ def run(
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
 
+    index, n_shards = _shard_of(shard)
     relabeler = _relabeler(
         preset=preset,
         base_url=base_url,
@@ -180,16 +193,26 @@ def run(
         format=format,
         columns=_mapping(column),
         max_concurrency=max_concurrency,
+        rpm=rpm,
+        tpm=tpm,
+        n_shards=n_shards,
         max_cost_usd=max_cost_usd,
         prices=_prices(price),
         budget=_budget_of(output),
         batch=batch,
     )
     splits = load_source(source, split=split, config=config, limit=limit)
+    if n_shards is not None:
+        for name, part in splits.items():
+            splits[name] = relabeler.shard(part, index, n_shards)
+    if log_file is not None:
+        _log_to(log_file)
+    _log.info("run", extra={"source": source, "output": str(output), **relabeler.settings()})
     if batch:
         _tell_what_is_logged("hf_relabel.judges.batches")
     _judge(relabeler, splits)
     report = write_relabeled(relabeler, splits, output, to=to)
+    _log.info("report", extra={"report": report.to_json()})
     _print_report(report)
     if relabeler.budget is not None:
         spent = _usd(relabeler.budget.spent_usd)
@@ -500,6 +523,23 @@ def verdict_stats(cache: CacheFolder = None) -> None:
     )
 
 
+@app.command()
+def stats(
+    cache: Annotated[
+        Path | None, typer.Argument(metavar="[CACHE]", help="Folder  [~/.cache/hf_relabel].")
+    ] = None,
+) -> None:
+    """Count a cache's calls, tokens and failures, by judge."""
+    opened = _cache(cache)
+    table = Table("judge", *map(_right, ("calls", "tokens", "failed")), box=SIMPLE_HEAD)
+    for judge, found in opened.stats_by_judge().items():
+        table.add_row(judge, *map(_number, (found.n_calls, found.n_tokens, found.n_failures)))
+    out.print(table)
+    reasons = ", ".join(f"{count:,} {why}" for why, count in opened.failure_reasons().items())
+    out.print(f"Failures: {reasons or 'none'}.")
+    verdict_stats(cache)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     sys.exit(run_app(sys.argv[1:]))
@@ -571,7 +611,13 @@ def _judge(relabeler: Any, splits: Any) -> None:
     with _progress_bar() as bar:
         task = bar.add_task("judging", total=total, spent="")
 
+        shown_at = 0.0
+
         def show(done: Any) -> None:
+            nonlocal shown_at
+            if done.elapsed_s - shown_at < _REFRESH_S:
+                return
+            shown_at = done.elapsed_s
             tokens = done.prompt_tokens + done.completion_tokens
             spent = f"{done.n_calls:,} calls, {tokens:,} tokens"
             if done.cost_usd is not None and done.n_rows:
@@ -587,6 +633,39 @@ def _judge(relabeler: Any, splits: Any) -> None:
                 + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)
+
+
+def _shard_of(text: str | None) -> tuple[int, int | None]:
+    """Read "i/n", i counted from 0."""
+    if text is None:
+        return 0, None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise typer.BadParameter(
+            f"expected i/n with i from 0 to n-1, found {text!r}", param_hint="--shard"
+        )
+    return int(index), int(count)
+
+
+def _log_to(path: Path) -> None:
+    """Write what the library logs to a file, a JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_JsonLines())
+    logger = logging.getLogger("hf_relabel")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a record: when, what, and all that came along."""
+
+    _OWN = frozenset(vars(logging.makeLogRecord({})))
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in vars(record).items() if name not in self._OWN}
+        values = {"time": round(record.created, 3), "event": record.getMessage(), **extra}
+        return json.dumps(values, ensure_ascii=False, default=str)
 
 
 class _Printed(logging.Handler):

@@ -1,7 +1,8 @@
 """Datasets in from files, folders and the Hub, and relabeled ones out to a folder of Parquet.
 
 The folder holds `data/<split>-00000-of-0000n.parquet` (so that `load_dataset(folder)` finds it),
-`decisions.parquet` and `report.json`. Files appear whole or not at all.
+`decisions.parquet`, `report.json`, and `failures.jsonl` where calls failed. Files appear whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def write_relabeled(
                     first_index += len(next(iter(batch.values())))
             if to is not None:
                 _convert_shards(relabeler, folder / "data", name, to)
+    _write_failures(relabeler, folder / "failures.jsonl")
     _write_text(folder / "report.json", json.dumps(tally.report.to_json(), indent=2) + "\n")
     return tally.report
 
@@ -242,6 +244,27 @@ class ShardedWriter:
         for index, path in enumerate(self._paths):
             name = f"{self._split}-{index:05d}-of-{len(self._paths):05d}.parquet"
             path.replace(self._folder / name)
+
+
+def _write_failures(relabeler: Relabeler, path: Path) -> None:
+    """Write what went wrong with calls of this run, one JSON object a line; no file for nothing."""
+    lines = [
+        json.dumps(
+            {
+                "time": failure.time,
+                "judge": failure.judge,
+                "reason": failure.reason,
+                "message": failure.message,
+                "call": failure.key,
+            },
+            ensure_ascii=False,
+        )
+        for failure in relabeler.failures()
+    ]
+    if lines:
+        _write_text(path, "\n".join(lines) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

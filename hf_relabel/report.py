@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import log
 from typing import Any
 
 from hf_relabel.cache import Call, Failure
@@ -21,6 +22,8 @@ from hf_relabel.questions import Reply
 from hf_relabel.verdicts import Action, Relevance, Trace, Verdict
 
 __all__ = ["NegativeCounts", "RelabelReport", "StageCounts", "Tally"]
+
+_LATENCY_STEP = 1.05  # a histogram of powers: flat memory, and percentiles within 5 %
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +66,7 @@ class StageCounts:
             the price is unknown, or no call's tokens are known. Where some are not
             (`calls_without_usage`), it is the least that they can have cost.
         price_source: Where the price comes from, and its date; "local" for a judge without one.
+        latency_s: How long whole replies took: "p50", "p90" and "p99", within 5 %; None without one.
     """
 
     name: str
@@ -79,6 +83,7 @@ class StageCounts:
     calls_without_usage: int = 0
     cost_usd: float | None = None
     price_source: str | None = None
+    latency_s: dict[str, float] | None = None
 
     @property
     def is_cost_exact(self) -> bool:
@@ -207,6 +212,7 @@ class Tally:
         self._since = since
         # A reply can stand behind several rows. 64 bits of each key keep a million calls in 60 MB.
         self._seen_calls: set[int] = set()
+        self._latencies: list[Counter[int]] = [Counter() for _ in cascade.stages]
 
     def add_batch(self, n_rows: int, written: Written) -> None:
         """Count the rows of one batch, in the dataset's own format, before and after."""
@@ -216,6 +222,8 @@ class Tally:
         report.rows_added += written.rows_added
         dropped = Counter(report.rows_dropped) + Counter(written.rows_dropped)
         report.rows_dropped = dict(sorted(dropped.items()))
+        for stage, latencies in zip(report.stages, self._latencies, strict=True):
+            stage.latency_s = _percentiles(latencies)
 
     def add_skipped(self, row: Row) -> None:
         """Count a row whose subset is not judged."""
@@ -258,10 +266,12 @@ class Tally:
             stage.better += found[Relevance.BETTER]
             stage.worse += found[Relevance.WORSE]
             stage.undecided += found[Relevance.UNDECIDED]
-            self._count_calls(stage, verdicts)
+            self._count_calls(stage, verdicts, self._latencies[index])
         self._count_undecided([trace[-1] for trace in traces])
 
-    def _count_calls(self, stage: StageCounts, verdicts: Sequence[Verdict]) -> None:
+    def _count_calls(
+        self, stage: StageCounts, verdicts: Sequence[Verdict], latencies: Counter[int]
+    ) -> None:
         for key in dict.fromkeys(verdict.call for verdict in verdicts):
             if key is None or (short := int(key[:16], 16)) in self._seen_calls:
                 continue
@@ -270,6 +280,8 @@ class Tally:
             if call is not None:
                 is_new = call.time >= self._since
                 stage.add_call(call.reply, is_new=is_new, prices=self._prices)
+                if call.reply.latency_s > 0:
+                    latencies[round(log(call.reply.latency_s, _LATENCY_STEP))] += 1
             for failure in failures:
                 is_new = failure.time >= self._since
                 stage.add_call(failure.reply, is_new=is_new, prices=self._prices)
@@ -280,6 +292,22 @@ class Tally:
         )
         total = Counter(self.report.undecided_reasons) + reasons
         self.report.undecided_reasons = dict(sorted(total.items()))
+
+
+def _percentiles(latencies: Counter[int]) -> dict[str, float] | None:
+    """Return percentiles of a histogram whose bars are powers of `_LATENCY_STEP` seconds."""
+    total = latencies.total()
+    if not total:
+        return None
+    found: dict[str, float] = {}
+    for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+        left = share * total
+        for bar in sorted(latencies):
+            left -= latencies[bar]
+            if left <= 0:
+                found[name] = round(_LATENCY_STEP**bar, 3)
+                break
+    return found
 
 
 def _fate(action: Action, trace: Trace | None) -> str:

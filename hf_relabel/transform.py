@@ -102,6 +102,7 @@ class Relabeler:
             found out below it. Processes on one cache folder share this and the next two out.
         rpm: Most requests a minute, likewise.
         tpm: Most tokens a minute, likewise.
+        n_shards: Machines that share these three out, each with a shard of the rows.
         batch: Whether `judge` asks through the Batch API, at half the price and within a day; map
             then only reads. True, or `BatchSettings`.
         cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
@@ -141,6 +142,7 @@ class Relabeler:
         max_concurrency: int | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        n_shards: int | None = None,
         batch: bool | BatchSettings = False,
         cache: str | Path | VerdictCache | None = None,
         format: str | None = None,  # noqa: A002  the word that users know
@@ -157,7 +159,7 @@ class Relabeler:
             escalate=escalate,
             endpoint=_endpoint(base_url, endpoint),
             api_key=api_key,
-            ceilings=_ceilings(max_concurrency, rpm, tpm),
+            ceilings=_ceilings(max_concurrency, rpm, tpm, n_shards),
         )
         self.preset, self.cascade, policy = _cascade_and_policy(judged_by, overrides)
         changed = {
@@ -341,6 +343,25 @@ class Relabeler:
         first = next(iter(dataset.iter(batch_size=1)), None)
         if first is not None:
             yield from iter_rows(dataset, self.format_of(first), batch_size=_READ_BATCH)
+
+    def shard(self, dataset: Dataset, index: int, n_shards: int) -> Dataset:
+        """Return the rows of one shard: whole queries, by a hash of their text.
+
+        Args:
+            dataset: All rows.
+            index: Which shard, from 0.
+            n_shards: How many there are.
+        """
+        first = next(iter(dataset.iter(batch_size=1)), None)
+        if first is None:
+            return dataset
+        queries = dataset[self.format_of(first).query_column]
+        shards = (int(content_hash(query)[:8], 16) % n_shards for query in queries)
+        return dataset.select([row for row, shard in enumerate(shards) if shard == index])
+
+    def failures(self) -> Iterator[Failure]:
+        """Iterate over what went wrong with calls since this object was made, in all processes."""
+        return (failure for failure in self.cache.all_failures() if failure.time >= self._since)
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for, in JSON values and without secrets."""
@@ -590,8 +611,10 @@ def _endpoint(base_url: str | None, endpoint: Endpoint | None) -> Endpoint | Non
     return Endpoint(base_url=base_url) if base_url is not None else endpoint
 
 
-def _ceilings(max_concurrency: int | None, rpm: float | None, tpm: float | None) -> Ceilings | None:
-    given = {"max_concurrency": max_concurrency, "rpm": rpm, "tpm": tpm}
+def _ceilings(
+    max_concurrency: int | None, rpm: float | None, tpm: float | None, n_shards: int | None
+) -> Ceilings | None:
+    given = {"max_concurrency": max_concurrency, "rpm": rpm, "tpm": tpm, "n_shards": n_shards}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Ceilings(**chosen) if chosen else None
 

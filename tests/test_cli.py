@@ -266,3 +266,32 @@ def test_a_cap_without_a_price_ends_before_the_first_call(
     assert done.returncode == 1
     assert "--price mine=IN,OUT" in " ".join(done.stderr.split())
     assert chat_server.seen == []
+
+
+def test_shards_are_whole_queries_and_together_the_whole(relabel: Run, tmp_path: Path) -> None:
+    queries = []
+    for index in range(3):
+        assert relabel("--shard", f"{index}/3", "--output", f"out-{index}").returncode == 0
+        queries += output(tmp_path, f"out-{index}")["query"]
+
+    assert sorted(queries) == sorted(row["query"] for row in tevatron_rows())
+    assert relabel("--shard", "3/3").returncode == 1
+
+
+def test_what_happens_is_logged_and_failures_are_written(
+    relabel: Run, chat_server: ChatServer, tmp_path: Path, run_cli: Run
+) -> None:
+    chat_server.fail("500", "refusal", "refusal", model="gpt-4o")
+
+    assert relabel("--log-file", "run.log", "--max-concurrency", "1").returncode == 0
+
+    events = [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["run", "fault", "report"]
+    assert events[1]["reason"] == "server_error"
+    failures = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in failures] == ["refused", "refused"]
+    latency = read_json(tmp_path / "out/report.json")["stages"][0]["latency_s"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+    shown = run_cli("stats", "cache").stdout
+    assert "gpt-4o-mini" in shown
+    assert "2 refused" in shown

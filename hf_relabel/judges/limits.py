@@ -42,20 +42,28 @@ class Ceilings:
         max_concurrency: Calls in flight to one (host, model).
         rpm: Requests a minute.
         tpm: Tokens a minute, prompt and reply cap together.
+        n_shards: Machines that share these ceilings; each takes its part.
     """
 
     max_concurrency: int = 256
     rpm: float | None = None
     tpm: float | None = None
+    n_shards: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrency", "rpm", "tpm"):
+        for name in ("max_concurrency", "rpm", "tpm", "n_shards"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingError(f"expected {name} above 0, found {value}.")
 
-    def share(self, n_parts: int) -> Ceilings:
-        """Return one of n equal parts; at least one call in flight stays."""
+    def share(self, n_present: int) -> Ceilings:
+        """Return one process's part; at least one call in flight stays.
+
+        Args:
+            n_present: Processes at work with the same cache. Shards may be among them, so the
+                greater of the two numbers counts, not their product.
+        """
+        n_parts = max(n_present, self.n_shards)
         return Ceilings(
             max_concurrency=max(1, self.max_concurrency // n_parts),
             rpm=None if self.rpm is None else self.rpm / n_parts,

@@ -27,9 +27,9 @@ _PAYLOAD = json.dumps(
         "usage": {"prompt_tokens": 2500, "completion_tokens": 500, "total_tokens": 3000},
     }
 ).encode()  # fmt: skip
-_ANSWER = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(_PAYLOAD), _PAYLOAD)
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(_PAYLOAD),
+    _PAYLOAD,
 )
 
 
