@@ -110,6 +110,10 @@ class MaskedSimilarity:
     def __name__(self) -> str:
         return getattr(self.inner, "__name__", type(self.inner).__name__)
 
+    def is_inside(self, loss: nn.Module) -> bool:
+        """Whether this is the similarity function that a loss uses."""
+        return find_ranking_loss(loss) is self._loss
+
     def begin(self, mask: object) -> None:
         """Take the mask of the batch that comes; anything else (evaluation) masks nothing."""
         self._ids, self._n_calls, self._row, self._own = None, 0, 0, []
