@@ -358,8 +358,10 @@ class RelabelCallback(TrainerCallback):
             "relabel/judged": 0 if self.live is None else self.live.n_judged,
             "relabel/pending": 0 if self.live is None else self.live.n_pending,
         }
-        if since["seen"]:
-            metrics["relabel/coverage"] = round(since["known"] / since["seen"], 4)
+        # Workers make batches ahead of the training: in the last lines nothing new may be seen.
+        seen = since if since["seen"] else totals
+        if seen["seen"]:
+            metrics["relabel/coverage"] = round(seen["known"] / seen["seen"], 4)
         if self.live is not None and (cost_usd := self.live.cost_usd) is not None:
             metrics["relabel/cost_usd"] = cost_usd
         return metrics
