@@ -100,11 +100,15 @@ class RelabelCallback(TrainerCallback):
         self._masks: list[MaskedSimilarity] = []
         self._before = dict.fromkeys(_names(), 0)
         self._logged = dict(self._before)
+        self._n_batches = 0
+        self._made_before: list[int] = []
 
     @property
     def counts(self) -> dict[str, int]:
         """What was done on this rank, in this run and in those it resumes."""
-        now = Counts() if self._collator is None else self._collator.counts
+        now = Counts()
+        if self._collator is not None and self._made_before:
+            now = self._collator.counts_after(self._n_batches, self._made_before)
         masked = [int(mask.n_masked) for mask in self._masks if mask.n_masked is not None]
         values = {**now.to_json(), "masked_in_batch": sum(masked)}
         return {name: self._before[name] + values[name] for name in _names()}
@@ -170,11 +174,19 @@ class RelabelCallback(TrainerCallback):
         """Tell the workers the epoch, before they make its first batch."""
         if self._collator is not None:
             self._collator.epoch = int((state.epoch or 0) + 1e-6)
+            self._n_batches, self._made_before = 0, self._collator.n_made
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Count a batch whose gradient is added to that of others."""
+        self._n_batches += 1
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Trust the model's scores once it is warm."""
+        """Count a batch, and trust the model's scores once it is warm."""
+        self._n_batches += 1
         if self.live is not None and state.global_step == self.warmup_steps:
             self._listen()
 
@@ -358,10 +370,8 @@ class RelabelCallback(TrainerCallback):
             "relabel/judged": 0 if self.live is None else self.live.n_judged,
             "relabel/pending": 0 if self.live is None else self.live.n_pending,
         }
-        # Workers make batches ahead of the training: in the last lines nothing new may be seen.
-        seen = since if since["seen"] else totals
-        if seen["seen"]:
-            metrics["relabel/coverage"] = round(seen["known"] / seen["seen"], 4)
+        if since["seen"]:
+            metrics["relabel/coverage"] = round(since["known"] / since["seen"], 4)
         if self.live is not None and (cost_usd := self.live.cost_usd) is not None:
             metrics["relabel/cost_usd"] = cost_usd
         return metrics

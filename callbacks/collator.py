@@ -23,6 +23,8 @@ __all__ = ["RelabelCollator", "relabel_batch"]
 
 logger = logging.getLogger("hf_relabel")
 
+_MAX_AHEAD = 256  # batches of one worker that may wait: many times what loaders prefetch
+
 Collate = Callable[[list[TrainingRow]], Any]
 
 
@@ -90,10 +92,11 @@ class RelabelCollator:
         self.masked = masked
         self.keeps_size = keeps_size
         self._editor = BatchEditor(index, known_positives=known_positives)
-        n_names = len(Counts.names())
-        self._counts = torch.zeros((n_workers + 1, n_names), dtype=torch.int64)
+        shape = (n_workers + 1, _MAX_AHEAD, len(Counts.names()))
+        self._log = torch.zeros(shape, dtype=torch.int64)
+        self._n_made = torch.zeros(n_workers + 1, dtype=torch.int64)
         self._epoch = torch.zeros(1, dtype=torch.int64)
-        for shared in (self._counts, self._epoch):
+        for shared in (self._log, self._n_made, self._epoch):
             shared.share_memory_()  # type: ignore[no-untyped-call]
         self._has_warned = False
 
@@ -105,6 +108,7 @@ class RelabelCollator:
         )
         if edited is None:
             self._warn_once(rows)
+            self._count(Counts())
             return self.inner(list(rows))
         self._count(edited.counts)
         batch = self.inner(edited.rows)
@@ -125,16 +129,46 @@ class RelabelCollator:
     @property
     def counts(self) -> Counts:
         """What was done to all batches made so far, by this process and its workers."""
-        return Counts.of(self._counts.sum(dim=0).tolist())
+        return self._sum(self._n_made.tolist())
+
+    @property
+    def n_made(self) -> list[int]:
+        """How many batches this process made, and then each of its workers."""
+        made: list[int] = self._n_made.tolist()
+        return made
+
+    def counts_after(self, n_batches: int, since: Sequence[int]) -> Counts:
+        """Return what was done up to a batch, without those made ahead of it.
+
+        Args:
+            n_batches: How many the training took in this epoch.
+            since: `n_made` when the epoch began; a loader then asks its workers in turns.
+        """
+        made, n_workers = self.n_made, len(since) - 1
+        taken = [n_batches] if not n_workers else [0]
+        taken += [(n_batches - worker + n_workers - 1) // n_workers for worker in range(n_workers)]
+        until = [min(all_, before + n) for all_, before, n in zip(made, since, taken, strict=True)]
+        return self._sum(until)
+
+    def _sum(self, until: Sequence[int]) -> Counts:
+        """Add up what each line had counted after so many of its batches."""
+        total = Counts()
+        for line, n in zip(self._log, until, strict=True):
+            total.add(Counts.of(line[n % _MAX_AHEAD].tolist()))
+        return total
 
     def _count(self, counts: Counts) -> None:
         from torch.utils.data import get_worker_info
 
         info = get_worker_info()
         line = 0 if info is None else info.id + 1
-        if line < len(self._counts):
-            for place, value in enumerate(counts.values):
-                self._counts[line, place] += value
+        if line >= len(self._log):  # a loader with workers that nobody announced
+            return
+        n = int(self._n_made[line])
+        for place, value in enumerate(counts.values):
+            before = self._log[line, n % _MAX_AHEAD, place]
+            self._log[line, (n + 1) % _MAX_AHEAD, place] = before + value
+        self._n_made[line] = n + 1
 
     def _warn_once(self, rows: Sequence[TrainingRow]) -> None:
         if self._has_warned or not rows:

@@ -100,6 +100,7 @@ def trainer_of(
     *,
     callbacks: list[Any],
     loss: Any = None,
+    eval_rows: Any = None,
     **settings: Any,
 ) -> Any:
     """Build one of the trainers: "bi", "cross", "sparse" or "multi".
@@ -110,17 +111,24 @@ def trainer_of(
         rows: What is trained on.
         folder: The output folder.
         callbacks: Given to the trainer; a callable is called with the loss first.
+        eval_rows: What is evaluated on, if anything.
         loss: From a model to its loss; None takes the trainer's usual one.
         settings: More training arguments.
     """
+    import torch
+
+    torch.manual_seed(0)  # what a checkpoint lacks (a pooler, a head) is drawn at random
     model, trainer, arguments, usual = _KINDS[kind](bert)
     made = (loss or usual)(model)
     args = arguments(
         output_dir=str(folder), report_to="none", use_cpu=True, seed=7, disable_tqdm=True,
-        **{"per_device_train_batch_size": 8, "save_strategy": "no", "num_train_epochs": 1, **settings},
+        **{"per_device_train_batch_size": 8, "save_strategy": "no", "num_train_epochs": 1} | settings,
     )  # fmt: skip
     ready = [each(made) if isinstance(each, type(lambda: 0)) else each for each in callbacks]
-    return trainer(model=model, args=args, train_dataset=rows, loss=made, callbacks=ready)
+    return trainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=eval_rows, loss=made,
+        callbacks=ready,
+    )  # fmt: skip
 
 
 def _bi(bert: str) -> tuple[Any, ...]:

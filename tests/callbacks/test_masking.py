@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from hf_relabel import Relevance
 from hf_relabel.callbacks import RelabelCollator, VerdictIndex
 from hf_relabel.callbacks.masking import install
+
+from hf_relabel import Relevance
 from tests.callbacks.models import relabeler, rows_as, tiny_bert
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -56,7 +56,7 @@ def _batch(
     inner = BaseDataCollator(preprocess_fn=model.preprocess)
     collator = RelabelCollator(inner, VerdictIndex.build(made), masked=frozenset({""}))
     batch = collator(rows)
-    names = [name for name in rows[0]]
+    names = list(rows[0])
     features = [
         {
             key.removeprefix(f"{name}_"): value
