@@ -74,6 +74,8 @@ class LiveJudge:
         n_pending: Queries that wait to be asked about, as far as the dataset was read.
         error: Why judging stopped before its time; None while all is well.
         order: The queries' ids in the order in which they were asked about.
+        n_asked_unscored: How many of them came before the model's first scores.
+        n_published: Queries whose new verdicts the index holds.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class LiveJudge:
         self.n_judged = 0
         self.n_pending = 0
         self.order: list[int] = []
+        self.n_asked_unscored = 0
+        self.n_published = 0
         self.error: str | None = None
         self._relabeler = relabeler
         self._index = index
@@ -202,6 +206,7 @@ class LiveJudge:
                 await asyncio.sleep(_FLUSH_S)
                 continue
             self.order.append(query)
+            self.n_asked_unscored += self._margins[1] == 0
             for row in self._open_rows(self._queries[query]):
                 await self._judge(query, row)
 
@@ -261,6 +266,7 @@ class LiveJudge:
             writer = self._index.writer
             writer.add([writer.record(query) for query in fresh])
             self._index.reload()
+            self.n_published += len(fresh)
 
     def _drain(self) -> None:
         while self._scores:

@@ -41,7 +41,7 @@ from hf_relabel import Relabeler, Relevance, ScriptedJudge
 
 ARMS = ("noisy", "dropped", "promoted", "never noisy")
 N_HIDDEN = 2
-N_NEGATIVES = 4
+N_NEGATIVES = 3
 Qrels = Mapping[str, Mapping[str, int]]
 
 
@@ -145,7 +145,7 @@ def train_arm(
             relabeler.judge(rows)
             callbacks = [RelabelCallback(relabeler, loss=loss)]
         settings = SentenceTransformerTrainingArguments(
-            output_dir=folder, num_train_epochs=args.epochs, per_device_train_batch_size=16,
+            output_dir=folder, num_train_epochs=args.epochs, per_device_train_batch_size=8,
             learning_rate=args.learning_rate, warmup_steps=5, seed=seed, save_strategy="no",
             report_to="none", use_cpu=args.device == "cpu", disable_tqdm=True, logging_steps=10_000,
         )  # fmt: skip
@@ -192,9 +192,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
-    parser.add_argument("--max-seq-length", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--max-seq-length", type=int, default=48)
     parser.add_argument(
         "--model", default=None, help="all-MiniLM-L6-v2 from its package if left out"
     )

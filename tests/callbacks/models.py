@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,12 @@ def relabeler(
     return made
 
 
-def tiny_bert(folder: Path) -> str:
-    """Write a random BERT of one layer with a word tokenizer; return its folder."""
+def tiny_bert(folder: Path, *, texts: Sequence[str] = ()) -> str:
+    """Write a random BERT of one layer that knows the words of some texts; return its folder."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-    words = sorted(
-        {word for row in rows_as("n-tuple") for text in row.values() for word in text.split()}
-    )
+    texts = texts or [text for row in rows_as("n-tuple") for text in row.values()]
+    words = sorted({word for text in texts for word in text.split()})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
