@@ -21,24 +21,25 @@ from tests.chat_server import ChatServer, from_key
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 N_QUERIES = 96
-WORDS = tuple("light water soil heat wind salt iron sand clay rain snow leaf root seed bark".split())
-    "light",
-    "water",
-    "soil",
-    "heat",
-    "wind",
-    "salt",
-    "iron",
-    "sand",
-    "clay",
-    "rain",
-    "snow",
-    "leaf",
-    "root",
-    "seed",
-    "bark",
-    "moss",
-]
+WORDS = tuple(
+    [
+        "light",
+        "water",
+        "soil",
+        "heat",
+        "wind",
+        "salt",
+        "iron",
+        "sand",
+        "clay",
+        "rain",
+        "snow",
+        "leaf",
+        "root",
+        "seed",
+        "bark",
+    ]
+)
 
 
 def _planted() -> tuple[Dataset, dict[tuple[str, str], str]]:
