@@ -66,13 +66,14 @@ class _Ids:
         offset, everything = 0, mask
         if is_gathered:
             everything, offset = _gathered(mask)
+            everything = _joined(everything, N_HEAD + n_docs)
         return cls(
             offset=offset,
             queries=everything[:, 1],
             silent=everything[:, 2].bool(),
             docs=mask[:, N_HEAD : N_HEAD + n_docs],
             all_docs=everything[:, N_HEAD : N_HEAD + n_docs],
-            excluded=mask[:, N_HEAD + n_docs :],
+            excluded=everything[offset : offset + len(mask), N_HEAD + n_docs :],
             all_excluded=everything[:, N_HEAD + n_docs :],
         )
 
@@ -286,3 +287,19 @@ def _gathered(mask: Tensor) -> tuple[Tensor, int]:
     parts = [torch.empty_like(filled) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, filled)
     return torch.cat(parts), torch.distributed.get_rank() * len(mask)
+
+
+def _joined(masks: Tensor, start: int) -> Tensor:
+    """Let rows of one query, on whatever rank, exclude what any of them excludes.
+
+    Args:
+        masks: (W, …) the masks of all ranks.
+        start: Where the excluded ids begin.
+    """
+    same = masks[:, 1][:, None] == masks[:, 1][None, :]
+    n_same = int(same.sum(dim=1).max())
+    if n_same == 1:
+        return masks
+    is_same, rows = same.long().topk(n_same, dim=1)
+    excluded = masks[:, start:][rows] * is_same[:, :, None]
+    return torch.cat([masks[:, :start], excluded.reshape(len(masks), -1)], dim=1)

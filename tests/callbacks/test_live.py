@@ -21,25 +21,8 @@ from tests.chat_server import ChatServer, from_key
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 N_QUERIES = 96
-WORDS = tuple(
-    [
-        "light",
-        "water",
-        "soil",
-        "heat",
-        "wind",
-        "salt",
-        "iron",
-        "sand",
-        "clay",
-        "rain",
-        "snow",
-        "leaf",
-        "root",
-        "seed",
-        "bark",
-    ]
-)
+TEXT = "light water soil heat wind salt iron sand clay rain snow leaf root seed bark"
+WORDS = TEXT.split()
 
 
 def _planted() -> tuple[Dataset, dict[tuple[str, str], str]]:
