@@ -51,11 +51,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data = Collection(Path(args.folder))
     base = _model(args)
-    print(f"before training: {100 * data.ndcg(base, data.split(0)[1]):.2f}")
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         train, test = data.split(seed)
         hard = data.mine(base, train)
+        print(f"seed {seed}, before training: {100 * data.ndcg(base, test):.2f}", flush=True)
         for arm in ARMS:
             model = train_arm(arm, data, train, hard, seed=seed, args=args)
             found[arm].append(100 * data.ndcg(model, test))
@@ -192,6 +192,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--max-seq-length", type=int, default=48)
