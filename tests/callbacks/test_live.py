@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -201,3 +202,40 @@ def test_scores_of_a_batch_are_those_of_its_own_passages() -> None:
     expected = torch.stack([(queries * docs[0]).sum(1), (queries * docs[1]).sum(1)], dim=1)
     assert torch.allclose(found[0].scores, expected)
     assert found[0].queries.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_judging_costs_the_training_little(
+    bert: str, chat_server: ChatServer, tmp_path: Path
+) -> None:
+    """Median step times with and without judging, in turns: held to 3 %, printed as measured.
+
+    Steps are as long as a real model's (a pause stands in for the device), so that what is measured
+    is what the judge takes from the process: the lock of the interpreter, and the index.
+    """
+    rows, key = _planted()
+    chat_server.answer, chat_server.latency_s = from_key(key), 0.2
+    times: dict[bool, list[float]] = {True: [], False: []}
+
+    class Clock(TrainerCallback):
+        def __init__(self, judges: bool) -> None:
+            self.judges = judges
+            self.last: float | None = None
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = time.perf_counter()
+            if self.last is not None:
+                times[self.judges].append(now - self.last)
+            self.last = now
+
+    for turn in range(3):
+        for judges in (False, True):
+            folder = tmp_path / f"{turn}-{judges}"
+            callback = RelabelCallback(
+                _relabeler(chat_server, folder), judge=judges, warmup_steps=0, max_in_flight=4
+            )
+            _train(bert, rows, folder, [callback, _Pace(0.2), Clock(judges)], epochs=2)
+
+    without, with_ = statistics.median(times[False]), statistics.median(times[True])
+    print(f"step with judging {with_:.4f} s, without {without:.4f} s: {with_ / without:.3f}")
+    assert with_ / without <= 1.03
