@@ -110,9 +110,7 @@ class Recorder:
                         self._add_calls(calls, verdict.call, stage, shared, shown[verdict.call])
                     call = shown[verdict.call][0] if verdict.call is not None else None
                     values = self._verdict(stage, verdict, passage, shared["subset"], call)
-                    _append(
-                        verdicts, {**shared, **values, "is_final": stage == len(trace) - 1}
-                    )
+                    _append(verdicts, {**shared, **values, "is_final": stage == len(trace) - 1})
         return verdicts, calls
 
     def _verdict(
@@ -158,7 +156,9 @@ class Recorder:
             return
         self._seen.add(short)
         call, failures = found
-        attempts = [*failures, *([call] if call is not None else [])]
+        attempts: list[Call | Failure] = [*failures]
+        if call is not None:
+            attempts.append(call)
         for number, attempt in enumerate(attempts):
             values = {
                 **self._stage(stage, shared["subset"]),

@@ -104,9 +104,7 @@ class Summary:
             self._parts[key] = SubsetSummary(split=split, subset=subset, stages=stages)
         return self._parts[key]
 
-    def _count_verdicts(
-        self, part: SubsetSummary, row: Row, traces: Mapping[str, Trace]
-    ) -> None:
+    def _count_verdicts(self, part: SubsetSummary, row: Row, traces: Mapping[str, Trace]) -> None:
         if not traces:
             return
         n_false = 0

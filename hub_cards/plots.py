@@ -1,4 +1,4 @@
-"""Plots of a card: PNG files, legible at its width on light and dark pages, the same bytes each time."""
+"""Plots of a card: PNG files, legible at its width on light and dark pages, always the same bytes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _flagged(axes: Axes, subsets: Sequence[Mapping[str, Any]], stages: Sequence[
     axes.set_xlim(0, 100)
     if len(stages) > 1:
         axes.legend(fontsize=11, frameon=False)
-    axes.figure.set_size_inches(_SIZE[0], max(2.4, 1.2 + 0.34 * len(names)))
+    _set_height(axes, max(2.4, 1.2 + 0.34 * len(names)))
     return True
 
 
@@ -148,7 +148,7 @@ def _funnel(axes: Axes, subsets: Sequence[Mapping[str, Any]], stages: Sequence[s
     axes.invert_yaxis()
     axes.set_xlim(0, total * 1.2)
     axes.set_xlabel("passages", fontsize=11)
-    axes.figure.set_size_inches(_SIZE[0], 1.4 + 0.45 * len(steps))
+    _set_height(axes, 1.4 + 0.45 * len(steps))
     return True
 
 
@@ -157,6 +157,12 @@ def _histogram(subsets: Sequence[Mapping[str, Any]], name: str) -> list[int]:
     for part in subsets:
         total.update({int(key): count for key, count in part[name].items()})
     return [total[key] for key in range(max(total, default=-1) + 1)]
+
+
+def _set_height(axes: Axes, height: float) -> None:
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.set_size_inches(_SIZE[0], height)
 
 
 def _whole_steps(axes: Axes, n_bins: int) -> None:

@@ -75,9 +75,10 @@ def _number(value: float) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "–"
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _cell(text: object) -> str:
     """Escape what would break a table's cell."""
-    return re.sub(r"\s+", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    line = re.sub(r"\s+", " ", str(text))
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

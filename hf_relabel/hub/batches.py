@@ -49,7 +49,8 @@ class Passages:
     @property
     def counts(self) -> np.ndarray[Any, Any]:
         """The number of passages of each row."""
-        return self.offsets[1:] - self.offsets[:-1]
+        counts: np.ndarray[Any, Any] = self.offsets[1:] - self.offsets[:-1]
+        return counts
 
 
 @dataclass(kw_only=True)

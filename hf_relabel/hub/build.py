@@ -1,4 +1,4 @@
-"""Build: a run's folder becomes the folder that is published. No network; the same bytes each time."""
+"""Build: a run's folder becomes the folder that is published. No network; always the same bytes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SourceError(f"expected a built folder with {MANIFEST}, found none in {str(folder)!r}.")
+        raise SourceError(
+            f"expected a built folder with {MANIFEST}, found none in {str(folder)!r}."
+        )
     manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return manifest
 
@@ -140,7 +142,7 @@ class _Builder:
     ) -> None:
         self.run, self.folder, self.repo_id = run, folder, repo_id
         self.settings, self.licence = settings, licence
-        self.progress = progress or (lambda split, n_rows: None)
+        self.progress = progress
         self.source = source_of(run, settings)
         self.run_id = self._run_id()
         self.width = 0
@@ -178,7 +180,9 @@ class _Builder:
         if not names:
             return
         if "n-tuple" in names:
-            self.width = self.settings.n_negatives or common_width(self.run, self.run.run["splits"][0])
+            self.width = self.settings.n_negatives or common_width(
+                self.run, self.run.run["splits"][0]
+            )
             names = [name for name in names if name != "n-tuple" or self.width]
         shapes = Shapes(width=self.width, flagged=Flagged(self.run), seed=self.settings.seed)
         for split in self.run.run["splits"]:
@@ -188,7 +192,8 @@ class _Builder:
                 for name, writer in writers.items():
                     writer.write(shapes.table(name, batch))
                 n_rows += len(batch)
-                self.progress(split, n_rows)
+                if self.progress is not None:
+                    self.progress(split, n_rows)
             for name, writer in writers.items():
                 self._close(name, split, writer)
 

@@ -91,7 +91,9 @@ class Flagged:
 
         parts = [np.empty(0, np.uint64)]
         for batch in run.table("decisions"):
-            changed = pc.fill_null(pc.is_in(batch["relevance"], pa.array(["better", "worse"])), False)
+            changed = pc.fill_null(
+                pc.is_in(batch["relevance"], pa.array(["better", "worse"])), False
+            )
             found = batch.filter(changed)
             pairs = zip(
                 found["query_hash"].to_pylist(), found["passage_hash"].to_pylist(), strict=True

@@ -75,7 +75,7 @@ def croissant(facts: Mapping[str, Any], description: str) -> dict[str, Any]:
         # A repository has no hash of its own; the format wants one, and the Hub writes this issue.
         "sha256": "https://github.com/mlcommons/croissant/issues/80",
     }
-    values = {
+    return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": [
@@ -94,7 +94,6 @@ def croissant(facts: Mapping[str, Any], description: str) -> dict[str, Any]:
         "distribution": [repo, *(_files(config) for config in configs)],
         "recordSet": [_records(config) for config in configs],
     }
-    return values
 
 
 def _rai(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +143,10 @@ def _field(config: str, column: Mapping[str, Any], path: str) -> dict[str, Any]:
     if inner is not None:
         values |= {"isArray": True, "arrayShape": "-1"}
     if isinstance(inner, list):
-        return {**values, "subField": [_field(config, sub, f"{path}/{sub['name']}") for sub in inner]}
+        return {
+            **values,
+            "subField": [_field(config, sub, f"{path}/{sub['name']}") for sub in inner],
+        }
     return {**values, "dataType": _type(inner or column["dtype"])}
 
 

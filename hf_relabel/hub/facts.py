@@ -176,7 +176,9 @@ def _pretty_name(repo_id: str, source: Mapping[str, str]) -> str:
 
 
 def _as_list(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+    return (
+        [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+    )
 
 
 def _action(asked: Mapping[str, Any]) -> str:
@@ -230,9 +232,7 @@ def _models_answered(run: RunFolder, stage: int) -> list[str]:
     """Return the models as they named themselves in replies: revisions that the alias hides."""
     names: set[str] = set()
     for batch in run.table("calls"):
-        pairs = zip(
-            batch["stage"].to_pylist(), batch["model_answered"].to_pylist(), strict=True
-        )
+        pairs = zip(batch["stage"].to_pylist(), batch["model_answered"].to_pylist(), strict=True)
         names.update(name for number, name in pairs if number == stage and name)
     return sorted(names)
 

@@ -147,4 +147,3 @@ def _patterns(folder: Path) -> dict[str, re.Pattern[str]]:
     if own:
         patterns["this machine's own folder"] = re.compile(own)
     return patterns
-

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["SplitWriter", "Written", "sha256_of"]
 
 SHARD_BYTES = 500_000_000
-"""Uncompressed bytes of a shard: below 100 files a commit for 50 GB, and one shard on disk at a time."""
+"""Uncompressed bytes of a shard: 50 GB stay below 100 files, the most that a commit should have."""
 _GROUP_BYTES = 16_000_000
-"""Uncompressed bytes of a row group: small enough for the Hub's viewer, and all that is in memory."""
+"""Uncompressed bytes of a row group: what is in memory, and small enough for the Hub's viewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
