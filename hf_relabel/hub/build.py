@@ -119,11 +119,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / MANIFEST).is_file():
+        try:
+            read_manifest(folder)
+        except SourceError:
             raise SourceError(
                 f"expected an empty folder or an earlier build in {str(folder)!r}, found other "
                 "files. Name another folder."
-            )
+            ) from None
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -30,6 +30,8 @@ _PATHS = {
     "a path of a Windows machine": r"(?i)\b[A-Z]:\\+(?:Users|Documents and Settings)\\+[^\s\"'<>|]+",
     "an address of a local server": r"\bhttps?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?",
 }
+_EXAMPLE = re.compile(r"^```json\n.*?^```", re.MULTILINE | re.DOTALL)
+"""A row shown in the card: the source's own words."""
 _CHUNK = 8_000_000
 _OVERLAP = 300  # longer than anything that is searched for has to be to be recognized
 
@@ -55,12 +57,16 @@ def find_secrets(folder: Path, *, is_data_exempt: bool = True) -> list[str]:
 
 def _in_file(path: Path, folder: Path, is_data_exempt: bool) -> Iterator[tuple[str, str]]:
     patterns = _patterns(folder)
+    secrets = {what: pattern for what, pattern in patterns.items() if what in _SECRETS}
     with path.open("rb") as file:
         before = b""
         while chunk := file.read(_CHUNK):
             # Text only where it is text: compressed bytes spell anything sooner or later.
             if path.suffix not in (".parquet", ".png"):
-                yield from _in_text((before + chunk).decode("utf-8", "replace"), patterns)
+                text = (before + chunk).decode("utf-8", "replace")
+                yield from _in_text(text, secrets)
+                own = _EXAMPLE.sub("", text) if is_data_exempt else text
+                yield from _in_text(own, patterns)
             before = chunk[-_OVERLAP:]
     if path.suffix == ".parquet":
         yield from _in_parquet(path, patterns, is_data_exempt)

@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _run(self) -> None:
         address = urlsplit(self.path)
         self.route, self.query = address.path, parse_qs(address.query, keep_blank_values=True)
-        self.body, self.status = self._read_body(), 0
+        self.body = self._read_body()
         fault = self.hub.take_fault(self.command, self.path)
         try:
             if fault and not fault.after:
@@ -198,10 +198,6 @@ class _Handler(BaseHTTPRequestHandler):
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
             self._json(refusal.body or {"error": refusal.message}, refusal.status, headers)
-        finally:
-            has_token = bool(self.headers.get("Authorization"))
-            seen = Request(self.command, unquote(self.path), self.status, has_token)
-            self.hub.seen.append(seen)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _run  # noqa: N815
 
@@ -236,7 +232,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(values).encode(), kind)
 
     def _send(self, status: int, data: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.status = status
+        # Noted before it is sent: the client may go on the moment that it has the answer.
+        has_token = bool(self.headers.get("Authorization"))
+        self.hub.seen.append(Request(self.command, unquote(self.path), status, has_token))
         self.send_response(status)
         sent = {
             "X-Request-Id": uuid.uuid4().hex,
