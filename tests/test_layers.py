@@ -40,6 +40,7 @@ ORDER = [
     "callbacks",
     "hub_cards",
     "hub",
+    "hub_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

@@ -5,11 +5,11 @@
 Modules, each importing only from those before it: settings (what is asked for), runs (a run's
 folder), batches (rows as arrays), configs (the shapes people train with), shards (Parquet out),
 secrets, licences, croissant, facts (what the card says), build, check, retries, merge, push, verify,
-publish (all of it, in one call).
+publishing (all of it, in one call).
 """
 
 from __future__ import annotations
 
-from hf_relabel.hub.publish import Published, publish
+from hf_relabel.hub.publishing import Published, publish
 
 __all__ = ["Published", "publish"]

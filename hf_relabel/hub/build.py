@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
-__all__ = ["MANIFEST", "Built", "build", "read_manifest"]
+__all__ = ["MANIFEST", "Built", "build", "open_built", "read_manifest"]
 
 MANIFEST = "hf_relabel.json"
 """The file that says what is ours in a repository."""
@@ -102,6 +102,18 @@ def build(
         raise
 
 
+def open_built(folder: Path) -> Built:
+    """Open a folder that was built before.
+
+    Raises:
+        SourceError: It is none.
+    """
+    manifest = read_manifest(folder)
+    return Built(
+        folder=folder, repo_id=manifest["repo_id"], manifest=manifest, **manifest["commit"]
+    )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a built folder's manifest.
 
@@ -109,11 +121,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         SourceError: There is none.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        manifest = {}
+    if not {"repo_id", "files", "configs"} <= manifest.keys():
         raise SourceError(
             f"expected a built folder with {MANIFEST}, found none in {str(folder)!r}."
         )
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return manifest
 
 
@@ -157,15 +172,8 @@ class _Builder:
         if not self.configs:
             raise SourceError("expected rows to publish, found none: every config would be empty.")
         facts = self._write_card()
-        manifest = self._write_manifest(facts)
-        totals = facts["totals"]
-        return Built(
-            folder=self.folder,
-            repo_id=self.repo_id,
-            manifest=manifest,
-            title=f"hf_relabel {__version__}: relabel {self._about} ({totals['queries']:,} queries)",
-            description=self._description(),
-        )
+        self._write_manifest(facts)
+        return open_built(self.folder)
 
     @property
     def _about(self) -> str:
@@ -300,7 +308,7 @@ class _Builder:
 
     # Manifest --------------------------------------------------------------------------------
 
-    def _write_manifest(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         manifest = {
             "layout": LAYOUT,
             "version": __version__,
@@ -320,10 +328,10 @@ class _Builder:
                 config.name: {split: w.n_rows for split, w in config.splits.items()}
                 for config in facts["configs"]
             },
+            "commit": {"title": self._title(facts), "description": self._description()},
             "files": self._files(),
         }
         _write_json(self.folder / MANIFEST, manifest)
-        return manifest
 
     def _accounting(self) -> dict[str, Any]:
         report = self.run.report
@@ -350,6 +358,10 @@ class _Builder:
             for path in _walk(self.folder)
             if path.name not in (MANIFEST, "README.md")
         }
+
+    def _title(self, facts: Mapping[str, Any]) -> str:
+        n_queries = facts["totals"]["queries"]
+        return f"hf_relabel {__version__}: relabel {self._about} ({n_queries:,} queries)"
 
     def _description(self) -> str:
         asked, counts = self.run.report["settings"], self.run.report["negatives"]
