@@ -168,16 +168,24 @@ def _run(
     }
 
 
+_HUB_CACHE = re.compile(
+    r"/([^/]+)___([^/]+)/([^/]+)/[^/]+/([0-9a-f]{40})/[^/]+\.arrow",
+)
+"""Where `datasets` keeps what it loaded from the Hub: owner, name, config and commit are in it."""
+
+
 def _hub_source(splits: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the Hub id, revision and subset that rows were loaded from; None for other rows."""
+    """Return the Hub id, revision and config that rows were loaded from; None for other rows.
+
+    `DatasetInfo` does not say; the path of the rows' file does, as long as they are as loaded. A
+    stream has no file: there the publisher names the source.
+    """
     for part in splits.values():
-        for url in part.info.download_checksums or {}:
-            # Only addresses of the Hub: those of local files are paths of this machine.
-            found = re.match(r"hf://datasets/([^/@]+/[^/@]+)@([0-9a-f]{40})/", str(url))
+        for file in getattr(part, "cache_files", None) or []:
+            found = _HUB_CACHE.search(Path(file["filename"]).as_posix())
             if found:
-                source = {"id": found[1], "revision": found[2]}
-                config = part.info.config_name
-                return {**source, "config": config} if config else source
+                owner, name, config, revision = found.groups()
+                return {"id": f"{owner}/{name}", "revision": revision, "config": config}
     return None
 
 

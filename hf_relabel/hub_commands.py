@@ -69,7 +69,7 @@ def publish(
         bool, typer.Option("--dry-run", help="Build and check; send nothing.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Where to build  [DIR/hub in a dry run].")
+        Path | None, typer.Option("--output", help="Where to build  [DIR-hub in a dry run].")
     ] = None,
     configs: Configs = None,
     license: LicenseOption = None,  # noqa: A002
@@ -98,7 +98,7 @@ def publish(
             raise typer.BadParameter("expected OWNER/NAME, found none", param_hint="OWNER/NAME")
         repo_id = f"your-name/{_as_name(folder)}"
     if dry_run and output is None:
-        output = folder / "hub"
+        output = folder.with_name(f"{folder.name}-hub")  # `load_dataset(folder)` must not see it
     settings = _build_settings(
         configs, license, source, pretty_name, language, text_free, negatives, plots
     )
@@ -111,7 +111,7 @@ def publish(
             folder=output, dry_run=dry_run, verify=verify, progress=show,
         )  # fmt: skip
     if done.pushed is None:
-        out.print(f"Built and checked in {output}; nothing was sent.")
+        out.print(f"Built and checked in {output}; nothing was sent.", soft_wrap=True)
         return
     _print_pushed(done.pushed, done.snippet)
 

@@ -324,6 +324,7 @@ class _Builder:
             "policy": _policy(self.run.report["settings"]),
             "stages": self.run.run["stages"],
             "rows": self._accounting(),
+            "default": facts["default"],
             "configs": {
                 config.name: {split: w.n_rows for split, w in config.splits.items()}
                 for config in facts["configs"]

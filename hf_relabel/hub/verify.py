@@ -67,5 +67,5 @@ def _load(pushed: Pushed, name: str, settings: PushSettings) -> dict[str, tuple[
 
 def snippet(built: Built, pushed: Pushed) -> str:
     """Return a line that loads the default config as it is now, whatever is pushed later."""
-    name = next(iter(built.manifest["configs"]))
+    name = built.manifest["default"]
     return f'load_dataset("{pushed.repo_id}", "{name}", revision="{pushed.pin}")'
