@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from hf_relabel.formats import Format
 
-__all__ = ["Passages", "RowBatch", "iter_batches", "made_id"]
+__all__ = ["ID_CHARS", "Passages", "RowBatch", "iter_batches", "made_id"]
 
 BATCH_ROWS = 1000
-_ID_CHARS = 32  # as `convert` makes ids
+ID_CHARS = 32  # as `convert` makes ids
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class RowBatch:
 
 def made_id(text: str) -> str:
     """Return the id of a query or passage that the source gave none."""
-    return content_hash(text)[:_ID_CHARS]
+    return content_hash(text)[:ID_CHARS]
 
 
 def iter_batches(run: RunFolder, split: str) -> Iterator[RowBatch]:
@@ -180,12 +180,13 @@ def _structs(column: pa.Array) -> Passages:
     nothing = _nulls(len(values))
     titles = _text(values.field("title")).fill_null("") if "title" in names else _empty(len(values))
     docids = _text(values.field("docid")) if "docid" in names else nothing
+    shown = _shown(titles, texts)
     return Passages(
         offsets=_offsets(column),
-        docids=_with_ids(docids, texts),
+        docids=_with_ids(docids, shown),
         titles=titles,
         texts=texts,
-        shown=_shown(titles, texts),
+        shown=shown,
     )
 
 

@@ -15,6 +15,7 @@ from hf_relabel.errors import SourceError
 from hf_relabel.formats import NORMALIZATION
 from hf_relabel.hub.batches import iter_batches
 from hf_relabel.hub.configs import (
+    QRELS_COLUMNS,
     Flagged,
     Shapes,
     common_width,
@@ -167,7 +168,6 @@ class _Builder:
 
     def build(self) -> Built:
         self._write_rows()
-        self._write_qrels()
         self._write_tables()
         if not self.configs:
             raise SourceError("expected rows to publish, found none: every config would be empty.")
@@ -186,14 +186,14 @@ class _Builder:
     # Data ------------------------------------------------------------------------------------
 
     def _write_rows(self) -> None:
-        names = [name for name in self.settings.chosen if name in ROW_CONFIGS]
+        """Write every config that is made of rows, in one pass over them."""
+        names = [name for name in self.settings.chosen if name in (*ROW_CONFIGS, "qrels")]
+        if "n-tuple" in names:
+            first = self.run.run["splits"][0]
+            self.width = self.settings.n_negatives or common_width(self.run, first)
+            names = [name for name in names if name != "n-tuple" or self.width]
         if not names:
             return
-        if "n-tuple" in names:
-            self.width = self.settings.n_negatives or common_width(
-                self.run, self.run.run["splits"][0]
-            )
-            names = [name for name in names if name != "n-tuple" or self.width]
         shapes = Shapes(width=self.width, flagged=Flagged(self.run), seed=self.settings.seed)
         for split in self.run.run["splits"]:
             writers = {name: self._writer(name, split) for name in names}
@@ -204,22 +204,17 @@ class _Builder:
                 n_rows += len(batch)
                 if self.progress is not None:
                     self.progress(split, n_rows)
+            if "qrels" in writers:
+                self._write_grades(split, writers["qrels"])
             for name, writer in writers.items():
                 self._close(name, split, writer)
 
-    def _write_qrels(self) -> None:
-        if "qrels" not in self.settings.chosen:
-            return
+    def _write_grades(self, split: str, writer: SplitWriter) -> None:
+        """Add what the judges said to the positives that are there."""
         import pyarrow.compute as pc
 
-        shapes = Shapes(width=0, flagged=Flagged(self.run))
-        for split in self.run.run["splits"]:
-            writer = self._writer("qrels", split)
-            for rows in iter_batches(self.run, split):
-                writer.write(shapes.table("qrels", rows))
-            for batch in self.run.table("decisions"):
-                writer.write(qrels_of_decisions(batch.filter(pc.equal(batch["split"], split))))
-            self._close("qrels", split, writer)
+        for batch in self.run.table("decisions", QRELS_COLUMNS):
+            writer.write(qrels_of_decisions(batch.filter(pc.equal(batch["split"], split))))
 
     def _write_tables(self) -> None:
         for name in ("decisions", "verdicts", "calls"):

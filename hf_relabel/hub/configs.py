@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_relabel.decisions import COLUMNS as DECISIONS
 from hf_relabel.formats import content_hash, normalize
-from hf_relabel.hub.batches import RowBatch, iter_batches, made_id
+from hf_relabel.hub.batches import ID_CHARS, RowBatch, iter_batches
 from hf_relabel.hub.runs import RunFolder
 from hf_relabel.records import CALL_COLUMNS, VERDICT_COLUMNS
 
@@ -24,10 +24,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
-__all__ = ["Flagged", "Shapes", "common_width", "features_of", "qrels_of_decisions"]
+__all__ = [
+    "QRELS_COLUMNS",
+    "Flagged",
+    "Shapes",
+    "common_width",
+    "features_of",
+    "qrels_of_decisions",
+]
 
 TEXTS = ("query", "passage", "reason")
 """Columns of decisions that hold words of the source, or may quote them."""
+QRELS_COLUMNS = (
+    "query_id",
+    "docid",
+    "query_hash",
+    "passage_hash",
+    "relevance",
+    "row_dropped",
+    "split",
+)
+"""Columns of decisions that `qrels_of_decisions` reads."""
 SHARED = {"run_id": "string", "schema_version": "int16"}
 SOURCE = {"source_dataset": "string", "source_revision": "string"}
 _WIDTH_SAMPLE = 1000  # rows that decide on an n-tuple's width, as in `convert`
@@ -90,7 +107,7 @@ class Flagged:
         import pyarrow.compute as pc
 
         parts = [np.empty(0, np.uint64)]
-        for batch in run.table("decisions"):
+        for batch in run.table("decisions", ["relevance", "query_hash", "passage_hash"]):
             changed = pc.fill_null(
                 pc.is_in(batch["relevance"], pa.array(["better", "worse"])), False
             )
@@ -278,20 +295,17 @@ def qrels_of_decisions(batch: pa.RecordBatch) -> pa.Table:
     known = pc.and_(pc.is_in(batch["relevance"], names), pc.is_null(batch["row_dropped"]))
     kept = batch.filter(pc.fill_null(known, False))
     columns = [
-        _ids_of(kept["query_id"], kept["query"]),
-        _ids_of(kept["docid"], kept["passage"]),
+        _ids_of(kept["query_id"], kept["query_hash"]),
+        _ids_of(kept["docid"], kept["passage_hash"]),
         pc.cast(pc.index_in(kept["relevance"], names), pa.int64()),
     ]
     return pa.Table.from_arrays(columns, schema=features_of("qrels").arrow_schema)
 
 
-def _ids_of(ids: pa.Array, texts: pa.Array) -> pa.Array:
-    import pyarrow as pa
+def _ids_of(ids: pa.Array, hashes: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc
 
-    if not ids.null_count:
-        return ids
-    pairs = zip(ids.to_pylist(), texts.to_pylist(), strict=True)
-    return pa.array([made_id(text) if id_ is None else id_ for id_, text in pairs], pa.string())
+    return pc.coalesce(ids, pc.utf8_slice_codeunits(hashes, 0, ID_CHARS))
 
 
 def _own_texts(batch: RowBatch, row: int) -> set[str]:

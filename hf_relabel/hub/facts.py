@@ -231,7 +231,7 @@ def _stages(run: RunFolder) -> list[dict[str, Any]]:
 def _models_answered(run: RunFolder, stage: int) -> list[str]:
     """Return the models as they named themselves in replies: revisions that the alias hides."""
     names: set[str] = set()
-    for batch in run.table("calls"):
+    for batch in run.table("calls", ["stage", "model_answered"]):
         pairs = zip(batch["stage"].to_pylist(), batch["model_answered"].to_pylist(), strict=True)
         names.update(name for number, name in pairs if number == stage and name)
     return sorted(names)
@@ -243,8 +243,8 @@ def _agreement(run: RunFolder) -> list[dict[str, Any]]:
         return []
     counts: list[Counter[str]] = [Counter() for _ in run.report["stages"]]
     before: dict[str, Any] = {}
-    for batch in run.table("verdicts"):
-        for verdict in batch.select(["stage", "verdict"]).to_pylist():
+    for batch in run.table("verdicts", ["stage", "verdict"]):
+        for verdict in batch.to_pylist():
             stage, is_false = verdict["stage"], verdict["verdict"] in ("better", "worse")
             if stage and before.get("is_false"):
                 counts[stage]["asked"] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder"]
 
+_TABLE_BATCH = 10_000
 _TABLES = ("decisions", "verdicts", "calls")
 
 
@@ -62,13 +63,13 @@ class RunFolder:
         """Return the Parquet files of one split's rows, in order."""
         return sorted((self.folder / "data").glob(f"{split}-?????-of-?????.parquet"))
 
-    def table(self, name: str, *, batch_size: int = 20_000) -> Iterator[pa.RecordBatch]:
-        """Read decisions, verdicts or calls, batch by batch."""
+    def table(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Read decisions, verdicts or calls, batch by batch; all columns, or only some."""
         import pyarrow.parquet as pq
 
         # Without pre-buffering, which would hold a whole row group's bytes.
         with pq.ParquetFile(self.folder / f"{name}.parquet", pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=batch_size)
+            yield from file.iter_batches(batch_size=_TABLE_BATCH, columns=columns)
 
     @property
     def last_call(self) -> str | None:
@@ -76,7 +77,7 @@ class RunFolder:
         import pyarrow.compute as pc
 
         latest = None
-        for batch in self.table("calls"):
+        for batch in self.table("calls", ["created_at"]):
             found = pc.max(batch.column("created_at")).as_py()
             latest = max(filter(None, (latest, found)), default=None)
         return latest.date().isoformat() if latest else None
