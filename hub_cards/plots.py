@@ -91,7 +91,7 @@ def _position(axes: Axes, subsets: Sequence[Mapping[str, Any]], stages: Sequence
     axes.bar(range(1, len(shares) + 1), shares, color=_COLORS[0])
     axes.set_xlabel("place in the mined list (1 = ranked highest)", fontsize=11)
     axes.set_ylabel("% false", fontsize=11)
-    _whole_steps(axes, len(shares) + 1)
+    _whole_steps(axes, len(shares) + 1, first=1)
     return True
 
 
@@ -165,9 +165,9 @@ def _set_height(axes: Axes, height: float) -> None:
         figure.set_size_inches(_SIZE[0], height)
 
 
-def _whole_steps(axes: Axes, n_bins: int) -> None:
+def _whole_steps(axes: Axes, n_bins: int, *, first: int = 0) -> None:
     step = max(1, n_bins // 15)
-    ticks = list(range(0, n_bins, step))
+    ticks = list(range(first, n_bins, step))
     above = [f"{tick}+" if tick >= _LAST_BIN else f"{tick}" for tick in ticks]
     axes.set_xticks(ticks, above)
 

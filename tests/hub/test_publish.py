@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,6 +17,7 @@ from hf_relabel.errors import CheckError, HubError, SettingError
 from hf_relabel.hub.build import Built
 from hf_relabel.hub.push import Pushed, PushSettings
 from hf_relabel.hub.verify import verify
+from tests.conftest import ROOT
 from tests.hub.conftest import REPO
 from tests.hub.double import HubDouble
 from tests.rows import tevatron_rows
@@ -242,3 +245,24 @@ def test_what_cannot_be_published_ends_with_one_message(
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert "hf_reader" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow  # the offline judge's model takes its time to load
+@pytest.mark.parametrize("push", [False, True])
+def test_the_example_runs(
+    hub: HubDouble, subprocess_env: Callable[..., dict[str, str]], tmp_path: Path, push: bool
+) -> None:
+    env = subprocess_env(
+        HF_ENDPOINT=hub.url, HF_TOKEN="hf_me", HF_HUB_OFFLINE=None, HF_HUB_DISABLE_XET="1",
+        HOME=str(tmp_path),
+    )  # fmt: skip
+    args = ["--push", REPO, "--tag", "v1"] if push else []
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/publish_dataset.py"), *args],
+        env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert ('revision="v1"' if push else "Nothing was sent") in done.stdout
+    assert set(hub.repos) == ({REPO} if push else set())
