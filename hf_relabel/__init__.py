@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_relabel.cascade import Stage as Stage
     from hf_relabel.errors import RelabelError as RelabelError
     from hf_relabel.formats import convert as convert
+    from hf_relabel.hub import publish as publish
     from hf_relabel.judges.batches import BatchSettings as BatchSettings
     from hf_relabel.judges.chat import ChatJudge as ChatJudge
     from hf_relabel.judges.embedding import EmbeddingJudge as EmbeddingJudge
@@ -53,6 +54,7 @@ _HOMES = {
     "Verdict": "verdicts",
     "VerdictCache": "cache",
     "convert": "formats",
+    "publish": "hub",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

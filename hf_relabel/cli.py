@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel.errors import AccountError, CacheError, RelabelError
+from hf_relabel import hub_commands
+from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError
 
 __all__ = ["app", "main"]
 
@@ -36,6 +37,9 @@ verdicts = typer.Typer(no_args_is_help=True, help="Exchange and count cached ver
 app.add_typer(verdicts, name="verdicts")
 batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, and cancel them.")
 app.add_typer(batches, name="batches")
+app.command()(hub_commands.publish)
+app.add_typer(hub_commands.hub, name="hub")
+verdicts.command("pull")(hub_commands.pull)
 out = Console()
 err = Console(stderr=True)
 _log = logging.getLogger("hf_relabel.cli")
@@ -174,12 +178,17 @@ def run(
     batch: Annotated[
         bool, typer.Option("--batch", help="Ask through the Batch API: half price, up to a day.")
     ] = False,
+    published: Annotated[
+        str | None,
+        typer.Option("--verdicts", help="Published verdicts (OWNER/NAME[@REVISION]): no call."),
+    ] = None,
 ) -> None:
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
 
     index, n_shards = _shard_of(shard)
     relabeler = _relabeler(
+        published=published,
         preset=preset,
         base_url=base_url,
         models=model or (),
@@ -553,6 +562,9 @@ def run_app(arguments: list[str]) -> int:
     except SystemExit as end:
         # The parser says 2 for a usage error; 2 is ours for "stopped, and can be resumed".
         return 1 if end.code == 2 else int(end.code or 0)
+    except HubError as error:
+        err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
+        return 2 if error.reason in ("unavailable", "conflict") else 1
     except (AccountError, CacheError, _InterruptedRunError) as error:
         err.print(f"Stopped: {error}", style="red", highlight=False, markup=False)
         return 2
@@ -577,6 +589,13 @@ def _relabeler(**settings: Any) -> Any:
 
     disable_progress_bars()  # one bar is enough, and it is ours
     preset = settings.pop("preset")
+    if published := settings.pop("published", None):
+        repo_id, _, revision = published.partition("@")
+        kept = ("action", "count", "max_false_negatives", "format", "columns", "cache")
+        chosen = {name: settings[name] for name in kept if settings[name] is not None}
+        if chosen["max_false_negatives"] == "preset":
+            del chosen["max_false_negatives"]
+        return Relabeler.from_verdicts(repo_id, revision=revision or None, **chosen)
     return Relabeler(preset, **settings)
 
 

@@ -10,7 +10,9 @@ __all__ = [
     "AccountError",
     "BudgetError",
     "CacheError",
+    "CheckError",
     "ColumnError",
+    "HubError",
     "JudgeError",
     "MissingExtraError",
     "PromptError",
@@ -87,6 +89,22 @@ class UnusableReplyError(RelabelError, ValueError):
 
 class CacheError(RelabelError, OSError):
     """The verdict cache cannot be read or written; what it holds is left alone."""
+
+
+class CheckError(RelabelError, ValueError):
+    """A built folder is not fit to be published; every fault is named, and nothing was sent."""
+
+
+class HubError(RelabelError, OSError):
+    """The Hub refused, or did not answer; what is there already stays whole.
+
+    Attributes:
+        reason: "denied" (token or rights), "missing", "conflict", "unavailable" or "foreign".
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class MissingExtraError(RelabelError, ImportError):

@@ -1,13 +1,14 @@
 """Datasets in from files, folders and the Hub, and relabeled ones out to a folder of Parquet.
 
 The folder holds `data/<split>-00000-of-0000n.parquet` (so that `load_dataset(folder)` finds it),
-`decisions.parquet`, `report.json`, and `failures.jsonl` where calls failed. Files appear whole or
-not at all.
+`decisions.parquet`, `report.json`, `failures.jsonl` where calls failed, and what publishing needs
+beside them: `verdicts.parquet`, `calls.parquet` and `run.json`. Files appear whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,16 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 from hf_relabel.decisions import COLUMNS
 from hf_relabel.errors import SourceError
-from hf_relabel.formats import convert
+from hf_relabel.formats import NORMALIZATION, convert
+from hf_relabel.records import CALL_COLUMNS, VERDICT_COLUMNS, Recorder, prompts_of
 from hf_relabel.report import RelabelReport
-from hf_relabel.transform import Relabeler
+from hf_relabel.summary import Summary
+from hf_relabel.transform import Relabeled, Relabeler
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset, DatasetDict, Features, IterableDataset
 
 
-__all__ = ["load_source", "read_report", "write_relabeled", "write_rows"]
+__all__ = [
+    "ParquetWriter",
+    "ShardedWriter",
+    "load_source",
+    "read_report",
+    "write_relabeled",
+    "write_rows",
+]
+
+RUN_LAYOUT = 1
+"""Version of `run.json`."""
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SHARD_BYTES = 500_000_000
@@ -89,41 +102,128 @@ def _load(source: str, config: str | None) -> Any:
 
 def write_relabeled(
     relabeler: Relabeler,
-    splits: Mapping[str, Dataset],
+    splits: Mapping[str, Dataset | IterableDataset],
     folder: Path,
     *,
     to: str | None = None,
 ) -> RelabelReport:
-    """Write a judged dataset, its decisions and its report, from the cache alone.
+    """Write a judged dataset, its decisions, verdicts and report, from the cache alone.
 
     Args:
         relabeler: Whose verdicts and policy are applied; `judge` ran before.
-        splits: Split name → rows.
+        splits: Split name → rows; those of an `IterableDataset` are read once, batch by batch.
         folder: Made when it is not there; files of earlier runs are replaced.
         to: The format to convert the result to; None keeps the rows' own.
 
     Raises:
         OSError: The folder cannot be written to.
     """
-    from datasets import Features, Value
-
     folder.mkdir(parents=True, exist_ok=True)
-    tally = relabeler.new_tally()
-    columns = Features({name: Value(kind) for name, kind in COLUMNS.items()})
-    with ParquetWriter(folder / "decisions.parquet", columns) as decisions:
+    tally, summary = relabeler.new_tally(), Summary(relabeler.cascade)
+    with _Tables(folder, relabeler) as tables:
         for name, part in splits.items():
-            with ShardedWriter(folder / "data", name, part.features) as shards:
+            features = part.features or part._resolve_features().features
+            with ShardedWriter(folder / "data", name, features) as shards:
                 first_index = 0
                 for batch in part.with_format(None).iter(batch_size=_BATCH_SIZE):
                     relabeled = relabeler.relabel(batch, tally, first_index=first_index)
                     shards.write(relabeled.written.batch)
-                    decisions.write(relabeled.decisions())
+                    tables.write(relabeled, split=name)
+                    for row, edit, found in zip(
+                        relabeled.rows, relabeled.edits, relabeled.traces, strict=True
+                    ):
+                        summary.add(name, row, edit, found)
                     first_index += len(next(iter(batch.values())))
             if to is not None:
                 _convert_shards(relabeler, folder / "data", name, to)
     _write_failures(relabeler, folder / "failures.jsonl")
-    _write_text(folder / "report.json", json.dumps(tally.report.to_json(), indent=2) + "\n")
+    _write_json(folder / "report.json", tally.report.to_json())
+    _write_json(folder / "run.json", _run(relabeler, splits, summary, to))
     return tally.report
+
+
+def _run(
+    relabeler: Relabeler, splits: Mapping[str, Any], summary: Summary, to: str | None
+) -> dict[str, Any]:
+    """Describe a run, beside its counts: where the rows come from, and how they were judged."""
+    return {
+        "layout": RUN_LAYOUT,
+        "normalization": NORMALIZATION,
+        "source": _hub_source(splits),
+        "format": to or relabeler.format,
+        # A conversion writes the format's own names.
+        "columns": {} if to else relabeler.columns,
+        "is_converted": to is not None,
+        "splits": list(splits),
+        "stages": [
+            {
+                "name": stage.title,
+                "judge": stage.judge.name,
+                "model": stage.judge.model,
+                "fingerprint": stage.judge.fingerprint,
+            }
+            for stage in relabeler.cascade.stages
+        ],
+        "prompts": prompts_of(relabeler.cascade),
+        "subsets": summary.to_json(),
+    }
+
+
+_HUB_CACHE = re.compile(
+    r"/([^/]+)___([^/]+)/([^/]+)/[^/]+/([0-9a-f]{40})/[^/]+\.arrow",
+)
+"""Where `datasets` keeps what it loaded from the Hub: owner, name, config and commit are in it."""
+
+
+def _hub_source(splits: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the Hub id, revision and config that rows were loaded from; None for other rows.
+
+    `DatasetInfo` does not say; the path of the rows' file does, as long as they are as loaded. A
+    stream has no file: there the publisher names the source.
+    """
+    for part in splits.values():
+        for file in getattr(part, "cache_files", None) or []:
+            found = _HUB_CACHE.search(Path(file["filename"]).as_posix())
+            if found:
+                owner, name, config, revision = found.groups()
+                return {"id": f"{owner}/{name}", "revision": revision, "config": config}
+    return None
+
+
+class _Tables:
+    """The tables beside the data: decisions, verdicts and calls."""
+
+    def __init__(self, folder: Path, relabeler: Relabeler) -> None:
+        def lookup(key: str) -> Any:
+            return relabeler.cache.call(key), relabeler.cache.failures(key)
+
+        self._recorder = Recorder(cascade=relabeler.cascade, lookup=lookup)
+        self._folder = folder
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Tables:
+        self._decisions = self._writer("decisions", {**COLUMNS, "split": "string"})
+        self._verdicts = self._writer("verdicts", VERDICT_COLUMNS)
+        self._calls = self._writer("calls", CALL_COLUMNS)
+        return self
+
+    def _writer(self, name: str, columns: Mapping[str, str]) -> ParquetWriter:
+        from datasets import Features, Value
+
+        features = Features({column: Value(kind) for column, kind in columns.items()})
+        path = self._folder / f"{name}.parquet"
+        return self._open.enter_context(ParquetWriter(path, features))
+
+    def write(self, relabeled: Relabeled, *, split: str) -> None:
+        decisions = relabeled.decisions()
+        splits = [split] * len(decisions["query"])
+        self._decisions.write({**decisions, "split": splits})
+        verdicts, calls = self._recorder.columns(relabeled.rows, relabeled.traces, split=split)
+        self._verdicts.write(verdicts)
+        self._calls.write(calls)
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
 
 def _convert_shards(relabeler: Relabeler, folder: Path, split: str, to: str) -> None:
@@ -265,6 +365,10 @@ def _write_failures(relabeler: Relabeler, path: Path) -> None:
         _write_text(path, "\n".join(lines) + "\n")
     else:
         path.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -36,6 +36,7 @@ from hf_relabel.judges.protocol import Judge
 from hf_relabel.policy import ActionName, Policy, open_negatives
 from hf_relabel.presets import Overrides, load_preset
 from hf_relabel.prompts import Prompt
+from hf_relabel.published import pull_verdicts
 from hf_relabel.questions import Question
 from hf_relabel.report import RelabelReport, Tally
 from hf_relabel.verdicts import Trace
@@ -184,6 +185,41 @@ class Relabeler:
             self.budget = Budget(max_cost_usd, name=name, folder=folder, prices=self.prices)
             self.cascade = _capped(self.cascade, self.budget)
         self._begin()
+
+    @classmethod
+    def from_verdicts(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        cache: str | Path | VerdictCache | None = None,
+        endpoint: str | None = None,
+        token: str | None = None,
+        **settings: Any,
+    ) -> Relabeler:
+        """Build a relabeler from the verdicts that a dataset on the Hub was published with.
+
+        It makes no call and needs no key: passages without a published verdict stay undecided, with
+        the reason `not_published`.
+
+        Args:
+            repo_id: The published dataset, as owner/name.
+            revision: A tag, branch or commit.
+            cache: Where the verdicts go; None is a folder of their own.
+            endpoint: The Hub's address; None is the client's own.
+            token: A token; None is the one logged in with.
+            settings: Of actions and rows, as `Relabeler` takes them: action, count,
+                max_false_negatives, skip_subsets, min_negatives, format, columns, seed. Actions
+                are those that it was published with, where they are not given.
+
+        Raises:
+            SourceError: Nothing can be read there.
+            SettingError: A setting cannot work.
+        """
+        found = pull_verdicts(
+            repo_id, revision=revision, cache=cache, endpoint=endpoint, token=token
+        )
+        return cls(found.cascade, cache=found.cache, **{**found.policy, **settings})
 
     def _begin(self) -> None:
         self._since = time.time()

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.chat_server import ChatServer
+from tests.hub.double import HubDouble
 
 ROOT = Path(__file__).resolve().parent.parent
 _HOME = Path(tempfile.mkdtemp(prefix="hf-relabel-home-"))
@@ -168,3 +169,33 @@ def run_cli(
         )
 
     return run
+
+
+@pytest.fixture
+def hub() -> Iterator[HubDouble]:
+    """Serve a double of the Hub on loopback."""
+    with HubDouble() as double:
+        yield double
+
+
+@pytest.fixture
+def on_hub(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubDouble:
+    """Point the Hub clients of this process at the double, online, over LFS, as the user `me`.
+
+    The clients read these settings when they are imported, but look them up at each call.
+    """
+    import datasets.config
+    from huggingface_hub import constants
+
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setattr(datasets.config, name, False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    return hub

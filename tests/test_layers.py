@@ -26,8 +26,11 @@ ORDER = [
     "judges",
     "cascade",
     "decisions",
+    "records",
     "presets",
     "report",
+    "summary",
+    "published",
     "transform",
     "estimate",
     "batch_exchange",
@@ -39,6 +42,7 @@ ORDER = [
     "callbacks",
     "hub_cards",
     "hub",
+    "hub_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

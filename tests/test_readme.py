@@ -45,6 +45,8 @@ def test_every_command_and_option_named_in_the_readme_exists() -> None:
 
     from hf_relabel.cli import app
 
-    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    commands = (["run", "--help"], ["publish", "--help"])
+    invoked = [CliRunner().invoke(app, args, env={"COLUMNS": "200"}) for args in commands]
+    shown = "".join(done.output for done in invoked)
     for option in set(re.findall(r"`(--[a-z-]+)", README)) - {"--help"}:
         assert option in shown, option

@@ -1,0 +1,1 @@
+"""Tests of publishing, against a double of the Hub over real HTTP."""
