@@ -105,7 +105,7 @@ class StageCounts:
             return
         self.prompt_tokens = (self.prompt_tokens or 0) + prompt
         self.completion_tokens = (self.completion_tokens or 0) + completion
-        price = None if prices is None else prices.price_of(self.model)
+        price = None if prices is None else prices.price_of_call(self.model, reply.usage)
         if price is None:
             self.cost_usd = None
         else:

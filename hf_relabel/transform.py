@@ -180,6 +180,11 @@ class Relabeler:
         self.cache = _as_cache(cache)
         self.prices = Prices(prices)
         self.budget: Budget | None = None
+        if max_cost_usd is not None and self.batch is not None:
+            raise SettingError(
+                "expected max_cost_usd or batch, found both: the cap does not hold for batches yet. "
+                "Cut the rows to what you want to pay for (see `estimate`), or leave batch out."
+            )
         if max_cost_usd is not None:
             name, folder = budget or f"relabeler:{self.fingerprint}", self.cache.directory
             self.budget = Budget(max_cost_usd, name=name, folder=folder, prices=self.prices)

@@ -121,13 +121,15 @@ class Prices:
                 self._found[key] = _listed_price(model, _context(is_batch, service_tier))
         return self._found[key]
 
-    def cost_usd(
-        self, model: str, usage: Mapping[str, Any], *, is_batch: bool = False
-    ) -> float | None:
+    def price_of_call(self, model: str, usage: Mapping[str, Any]) -> Price | None:
+        """Return the price of a call that was made, by the way it went: batches are marked so."""
+        return self.price_of(model, is_batch=usage.get("processing") == "batch")
+
+    def cost_usd(self, model: str, usage: Mapping[str, Any]) -> float | None:
         """Return what a call cost, or None where the price or the usage is unknown."""
         if not usage:
             return None
-        price = self.price_of(model, is_batch=is_batch)
+        price = self.price_of_call(model, usage)
         return None if price is None else price.cost_usd(usage)
 
     def require(self, model: str) -> Price:

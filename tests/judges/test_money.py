@@ -99,7 +99,7 @@ def test_batches_cost_half(model: str, price_in: float, cached: float, price_out
 
     assert price is not None
     assert (price.input, price.cached_input, price.output) == (price_in, cached, price_out)
-    cost = Prices().cost_usd(model, usage(MILLION // 10, 0), is_batch=True)
+    cost = Prices().cost_usd(model, {**usage(MILLION // 10, 0), "processing": "batch"})
     assert cost == pytest.approx(price_in / 10)
 
 
@@ -128,7 +128,8 @@ def test_a_given_price_wins_and_assumes_no_discount() -> None:
     prices = Prices({"gpt-4o": (1, 2), "my-deployment": (3, 4)})
 
     cost = prices.cost_usd("gpt-4o", usage(MILLION, MILLION, cached_tokens=MILLION))
-    assert cost == prices.cost_usd("gpt-4o", usage(MILLION, MILLION), is_batch=True) == 3
+    in_batch = {**usage(MILLION, MILLION), "processing": "batch"}
+    assert cost == prices.cost_usd("gpt-4o", in_batch) == 3
     found = prices.price_of("my-deployment")
     assert found is not None
     assert (found.source, found.date, found.origin) == ("given", None, "given")
