@@ -271,6 +271,8 @@ class VerdictCache:
     def _open(self) -> None:
         self._writer = _Writer(self.write)
         self.presence = Presence(self.directory / "present")
+        self.buying: set[str] = set()
+        self._claimed: set[str] = set()
         with _as_cache_errors(self.directory):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _warn_on_network_filesystem(self.directory)
@@ -329,20 +331,28 @@ class VerdictCache:
     def claim(self, key: str) -> bool:
         """Say that this process buys a call; False while another one that is at work does.
 
-        A process that died holds nothing: its claims end when its presence does.
+        What this process buys already, unclaimed while it was alone, is claimed along with it. A
+        process that died holds nothing: its claims end when its presence does.
         """
-        row_key, mine = f"claim:{key}", self.presence.name
         with _as_cache_errors(self.directory), self._disk.transact():
-            owner = self._disk.get(row_key)
-            if owner is not None and owner != mine and self.presence.is_present(owner):
-                return False
-            self._disk.set(row_key, mine)
+            for bought in self.buying - self._claimed:
+                self._claim_one(bought)
+            return self._claim_one(key)
+
+    def _claim_one(self, key: str) -> bool:
+        row_key, mine = f"claim:{key}", self.presence.name
+        owner = self._disk.get(row_key)
+        if owner is not None and owner != mine and self.presence.is_present(owner):
+            return False
+        self._disk.set(row_key, mine)
+        self._claimed.add(key)
         return True
 
     def unclaim(self, key: str) -> None:
         """Give a claim back, whether or not the call brought a reply."""
         with _as_cache_errors(self.directory):
             self._disk.delete(f"claim:{key}")
+        self._claimed.discard(key)
 
     def calls(self) -> Iterator[Call]:
         """Iterate over all replies, in the order of their keys, with flat memory."""
@@ -413,6 +423,7 @@ class VerdictCache:
         """Finish what is being written and close this thread's files."""
         self._writer.close()
         self._disk.close()
+        self.presence.leave()
 
     def _get(self, row_key: str) -> str | None:
         with _as_cache_errors(self.directory):

@@ -20,7 +20,7 @@ from hf_relabel.cache import Call, Entry, Failure, Pairs, VerdictCache
 from hf_relabel.errors import AccountError, JudgeError, SettingError, UnusableReplyError
 from hf_relabel.formats import content_hash
 from hf_relabel.judges.money import Prices
-from hf_relabel.judges.protocol import Judge
+from hf_relabel.judges.protocol import Judge, Stoppable
 from hf_relabel.prompts import PARSER_VERSION
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Relevance, Trace, Verdict
@@ -236,6 +236,12 @@ class Cascade:
                 reasons.update({key: v.reason for key, v in pairs if v.reason and key in traces})
         return reasons
 
+    def stop(self) -> None:
+        """Send no call that still waits for its turn; those in flight come in."""
+        for stage in self.stages:
+            if isinstance(stage.judge, Stoppable):
+                stage.judge.stop()
+
     def start_run(self, *, prices: Prices | None = None) -> None:
         """Forget which questions were asked in vain, so that this run asks them again.
 
@@ -320,7 +326,7 @@ class Cascade:
             return _recalled(judge, question, cache)
         if cache.has_failures and _is_too_long(question, cache.failures(key)):
             return await self._ask_halves(judge, question, cache)
-        async with _claimed(cache, key) as is_mine:
+        async with _claimed(cache, key, is_known=call is not None) as is_mine:
             if not is_mine:  # bought by another process while we waited
                 return await self._ask(judge, question, cache)
             return await self._buy(judge, question, key, cache, supersedes=call is not None)
@@ -482,20 +488,31 @@ def _halves(question: Question) -> list[Question]:
 
 
 @asynccontextmanager
-async def _claimed(cache: VerdictCache, key: str) -> AsyncIterator[bool]:
-    """Hold the right to buy a call, where other processes are at work; False if one bought it."""
-    if cache.presence.count() == 1:
-        yield True
-        return
-    while not await asyncio.to_thread(cache.claim, key):
-        await asyncio.sleep(_CLAIM_POLL_S)
-        if cache.has_call(key):
+async def _claimed(cache: VerdictCache, key: str, *, is_known: bool) -> AsyncIterator[bool]:
+    """Hold the right to buy a call; False if another process that is at work bought it meanwhile.
+
+    Args:
+        cache: Where claims are kept, once more than one process is at work there.
+        key: The call's key.
+        is_known: Whether the cache held a reply before, one that can no longer be read.
+    """
+    if cache.presence.count() > 1:
+        if (wait_s := cache.presence.unnoticed_s()) > 0:
+            await asyncio.sleep(wait_s)
+        while not await asyncio.to_thread(cache.claim, key):
+            await asyncio.sleep(_CLAIM_POLL_S)
+        # Looked for only now: it may have come, and its claim gone, since the cache was asked.
+        if not is_known and cache.has_call(key):
+            await asyncio.to_thread(cache.unclaim, key)
             yield False
             return
+    cache.buying.add(key)
     try:
         yield True
     finally:
-        await asyncio.to_thread(cache.unclaim, key)
+        cache.buying.discard(key)
+        if cache.presence.count() > 1:
+            await asyncio.to_thread(cache.unclaim, key)
 
 
 def _undecided(

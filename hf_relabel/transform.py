@@ -447,7 +447,7 @@ class Relabeler:
         async def judge(numbered: tuple[int, Row]) -> None:
             found[numbered[0]] = await self._judge_row(numbered[1])
 
-        await _Window(judge, _MAX_ROWS_AHEAD).run(enumerate(rows))
+        await _Window(judge, _MAX_ROWS_AHEAD, on_stop=self.cascade.stop).run(enumerate(rows))
         return [found[index] for index in range(len(rows))]
 
     async def _judge_row(self, row: Row) -> dict[str, Trace]:
@@ -507,7 +507,7 @@ class Relabeler:
         judge: Callable[[Row], Awaitable[object]] | None = None,
         max_ahead: int = _MAX_ROWS_AHEAD,
     ) -> Progress:
-        window = _Window(judge or self._judge_row, max_ahead)
+        window = _Window(judge or self._judge_row, max_ahead, on_stop=self.cascade.stop)
         started, before = time.monotonic(), replace(self.cascade.counts)
 
         def snapshot() -> Progress:
@@ -582,8 +582,15 @@ class Relabeled:
 class _Window(Generic[T]):
     """Runs a coroutine for each item of a stream, so many at a time, without a barrier."""
 
-    def __init__(self, work: Callable[[T], Awaitable[object]], size: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[T], Awaitable[object]],
+        size: int,
+        *,
+        on_stop: Callable[[], None],
+    ) -> None:
         self.n_done = 0
+        self._on_stop = on_stop
         self.on_done: Callable[[], None] = lambda: None
         self._work = work
         self._slots = asyncio.Semaphore(size)
@@ -596,12 +603,20 @@ class _Window(Generic[T]):
             while self._error is None and (batch := await asyncio.to_thread(_take, items)):
                 for item in batch:
                     await self._start(item)
-        finally:
+        except BaseException as error:
+            self._stop(error)
+        while self._running:
             # Never cancelled: what is in flight is paid for, and its reply goes to the cache.
-            if self._running:
+            try:
                 await asyncio.wait(self._running)
+            except asyncio.CancelledError as error:  # Ctrl-C, when all rows were started already
+                self._stop(error)
         if self._error is not None:
             raise self._error
+
+    def _stop(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._on_stop()
 
     async def _start(self, item: T) -> None:
         await self._slots.acquire()

@@ -165,6 +165,11 @@ class ChatJudge:
         """Share the ceilings out among the processes that are present in a cache folder."""
         self._presence = presence
 
+    def stop(self) -> None:
+        """Send no call that still waits for its turn."""
+        for client in self._clients.values():
+            client.stop()
+
     @property
     def faults(self) -> Counter[str]:
         """How often each fault was met by this process, retried or not."""

@@ -117,6 +117,11 @@ class ChatClient:
             if not self._n_inside:  # the run has ended; a later one may find the account mended
                 self._stopped = None
 
+    def stop(self) -> None:
+        """End the calls that wait for their turn; those in flight come in."""
+        if self._n_inside:
+            self._stopped = Fault(kind="stop", reason="interrupted", message="interrupted.")
+
     async def _complete(self, body: dict[str, Any]) -> Reply:
         attempt, limited_since = 1, time.monotonic()
         while True:

@@ -114,6 +114,7 @@ class Limiter:
         while self._waiting or not self._is_open():
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
+            self._wake()  # with nothing in flight, nobody else comes back when it is time
             try:
                 await turn
             except asyncio.CancelledError:

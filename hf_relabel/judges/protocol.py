@@ -18,7 +18,7 @@ from hf_relabel.errors import JudgeError, UnusableReplyError
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Verdict
 
-__all__ = ["Judge", "LocalJudge", "question_key"]
+__all__ = ["Judge", "LocalJudge", "Stoppable", "question_key"]
 
 
 @runtime_checkable
@@ -69,6 +69,15 @@ class Judge(Protocol):
         Raises:
             UnusableReplyError: A passage has no clear verdict in the reply.
         """
+        ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A judge whose calls wait for a turn, and can be told not to take it."""
+
+    def stop(self) -> None:
+        """End the calls that were not sent yet with an `AccountError`; those in flight come in."""
         ...
 
 
