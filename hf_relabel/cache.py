@@ -188,12 +188,15 @@ class Pairs:
     def load(cls, cascade: str, query: str, text: str) -> Pairs:
         values = json.loads(text)
         judges, calls = tuple(values["judges"]), values["calls"]
-        traces = {
-            passage: tuple(
-                _unpack(step, judge, calls) for step, judge in zip(steps, judges, strict=False)
-            )
-            for passage, steps in values["pairs"].items()
-        }
+        # Most passages of a row share one "no" of one call: they share the values too.
+        known: dict[str, Trace] = {}
+        traces: dict[str, Trace] = {}
+        for passage, steps in values["pairs"].items():
+            name = repr(steps)
+            if name not in known:
+                pairs = zip(steps, judges, strict=False)
+                known[name] = tuple([_unpack(step, judge, calls) for step, judge in pairs])
+            traces[passage] = known[name]
         return cls(cascade=cascade, query=query, judges=judges, traces=traces)
 
 

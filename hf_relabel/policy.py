@@ -103,12 +103,20 @@ class Policy:
             The edit. A negative whose text equals a positive's is dropped without a verdict; of
             several false negatives with one text, the first is promoted and the others dropped.
         """
-        if self.skips(row):
+        if self.skips(row) or not self._touches(row, verdicts):
             return Edit(actions=(Action.KEEP,) * len(row.negatives))
         actions = self._actions(row, verdicts)
         promoted = _promotion_order(row, actions, verdicts)
         reason = self._drop_reason(row, actions, verdicts, can_run_out=can_run_out)
         return Edit(actions=actions, promoted=promoted, drop_row=reason)
+
+    def _touches(self, row: Row, verdicts: Mapping[str, Verdict]) -> bool:
+        """Whether anything becomes of a row's negatives; most rows stay as they are."""
+        positives = {passage.key for passage in row.positives}
+        if not positives.isdisjoint([passage.key for passage in row.negatives]):
+            return True
+        relevances = {verdict.relevance for verdict in verdicts.values()}
+        return any(self.action_on(relevance) is not Action.KEEP for relevance in relevances)
 
     def _actions(self, row: Row, verdicts: Mapping[str, Verdict]) -> tuple[Action, ...]:
         positives = {passage.key for passage in row.positives}
