@@ -98,7 +98,9 @@ def publish(
             raise typer.BadParameter("expected OWNER/NAME, found none", param_hint="OWNER/NAME")
         repo_id = f"your-name/{_as_name(folder)}"
     if dry_run and output is None:
-        output = folder.with_name(f"{folder.name}-hub")  # `load_dataset(folder)` must not see it
+        # Beside the run, not in it: `load_dataset(folder)` must not see it.
+        beside = folder if folder.name else folder.resolve()
+        output = beside.with_name(f"{beside.name}-hub")
     settings = _build_settings(
         configs, license, source, pretty_name, language, text_free, negatives, plots
     )
