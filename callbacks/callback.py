@@ -187,8 +187,8 @@ class RelabelCallback(TrainerCallback):
     ) -> None:
         """Count a batch, and trust the model's scores once it is warm."""
         self._n_batches += 1
-        if self.live is not None and state.global_step == self.warmup_steps:
-            self._listen()
+        if self.live is not None and state.global_step >= self.warmup_steps:
+            self.live.is_warm = True
 
     def on_log(
         self,
@@ -346,13 +346,10 @@ class RelabelCallback(TrainerCallback):
 
     def _start_judging(self, index: VerdictIndex, dataset: Any) -> None:
         self.live = LiveJudge(self.relabeler, index, dataset, max_in_flight=self.max_in_flight)
-        if not self.warmup_steps:
-            self._listen()
-        self.live.start()
-
-    def _listen(self) -> None:
+        self.live.is_warm = not self.warmup_steps
         for mask in self._masks:
-            mask.on_scores = self.live.see if self.live is not None else None
+            mask.on_scores = self.live.see
+        self.live.start()
 
     def _stop_judging(self) -> None:
         if self.live is not None:

@@ -72,6 +72,7 @@ class LiveJudge:
     Attributes:
         n_judged: Pairs that got a verdict in this run.
         n_pending: Queries that wait to be asked about, as far as the dataset was read.
+        is_warm: Whether the model's scores may decide what is asked first; set it when they may.
         error: Why judging stopped before its time; None while all is well.
         order: The queries' ids in the order in which they were asked about.
         n_asked_unscored: How many of them came before the model's first scores.
@@ -87,6 +88,8 @@ class LiveJudge:
         self.n_asked_unscored = 0
         self.n_published = 0
         self.error: str | None = None
+        self.is_warm = False
+        self._sees_batches = False
         self._relabeler = relabeler
         self._index = index
         self._dataset = dataset
@@ -136,13 +139,16 @@ class LiveJudge:
 
     def summary(self) -> str:
         """Say in one line what was judged, and what came of it."""
-        n_unused = len(self._found) - self.n_used
         text = (
             f"Judged {self.n_judged} pairs while training ({self._n_undecided} undecided, "
-            f"{self.n_pending} queries left): queries with a false negative {len(self._found)}, of "
-            f"which {self._n_late} came after the row's first batch, {self.n_used} were used, "
-            f"{n_unused} were not"
+            f"{self.n_pending} queries left), {len(self._found)} queries with a false negative"
         )
+        if self._sees_batches:
+            n_unused = len(self._found) - self.n_used
+            text += (
+                f": {self._n_late} late, after a batch had held them; {self.n_used} used by a later "
+                f"batch, {n_unused} unused"
+            )
         return text if self.error is None else f"{text}. Judging stopped early: {self.error}"
 
     async def _run(self) -> None:
@@ -270,6 +276,7 @@ class LiveJudge:
 
     def _drain(self) -> None:
         while self._scores:
+            self._sees_batches = True  # losses without masks show none: then use is not known
             scores = self._scores.popleft()
             queries = scores.queries.cpu().numpy().view(np.uint64)
             docs = scores.docs.cpu().numpy().view(np.uint64)
@@ -287,7 +294,7 @@ class LiveJudge:
             known.n_seen += 1
             if query in self._found:
                 self._found[query] = True
-            if not known.is_done and math.isfinite(margin):
+            if self.is_warm and not known.is_done and math.isfinite(margin):
                 known.margin = margin
                 self._margins[0] += margin
                 self._margins[1] += 1

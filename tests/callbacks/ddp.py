@@ -62,5 +62,27 @@ def main(bert: str, folder: str, index_folder: str, action: str, n_ranks: int) -
         Path(f"{folder}/{n_ranks}.json").write_text(json.dumps(mean.item()))
 
 
+def train(bert: str, folder: str, action: str) -> None:
+    """Train on this rank's share of the rows with the callback, and write its last log line."""
+    import torch
+    from hf_relabel.callbacks import RelabelCallback
+
+    from tests.callbacks.models import relabeler, rows_as, trainer_of
+
+    torch.set_num_threads(1)
+    made = relabeler(Path(folder), judged=False, action=action)
+    trainer = trainer_of(
+        "bi", bert, rows_as("n-tuple"), Path(folder) / "run", callbacks=[RelabelCallback(made)],
+        per_device_train_batch_size=4, logging_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    if trainer.is_world_process_zero():
+        line = [line for line in trainer.state.log_history if "loss" in line][-1]
+        Path(f"{folder}/log.json").write_text(json.dumps(line))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:5], n_ranks=int(sys.argv[5]))
+    if sys.argv[1] == "train":
+        train(*sys.argv[2:5])
+    else:
+        main(*sys.argv[1:5], n_ranks=int(sys.argv[5]))

@@ -14,7 +14,7 @@ import torch
 from hf_relabel.callbacks import VerdictIndex
 
 from tests.callbacks import ddp
-from tests.callbacks.models import relabeler, rows_as, tiny_bert
+from tests.callbacks.models import key, relabeler, rows_as, tiny_bert
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,12 +31,24 @@ def test_two_ranks_equal_one(subprocess_env: Env, tmp_path: Path) -> None:
     arguments = [bert, str(tmp_path), str(tmp_path / "index"), "promote"]
 
     ddp.main(*arguments, n_ranks=1)
-    _run(2, arguments, subprocess_env)
+    _run(2, [*arguments, "2"], subprocess_env)
 
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     whole, halves = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
     assert float((whole - halves).norm() / whole.norm()) <= 1e-5
+
+
+def test_counts_are_summed_over_ranks(subprocess_env: Env, tmp_path: Path) -> None:
+    """Each rank edits its own share; one of them builds the index for both."""
+    bert = tiny_bert(tmp_path / "bert")
+    relabeler(tmp_path)
+
+    _run(2, ["train", bert, str(tmp_path), "drop"], subprocess_env)
+
+    line = json.loads((tmp_path / "log.json").read_text())
+    assert line["relabel/dropped"] == len(key())
+    assert line["relabel/coverage"] == 1.0
 
 
 def _run(n_ranks: int, arguments: list[str], subprocess_env: Env) -> None:
@@ -46,7 +58,7 @@ def _run(n_ranks: int, arguments: list[str], subprocess_env: Env) -> None:
         port = str(free.getsockname()[1])
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.callbacks.ddp", *arguments, str(n_ranks)],
+            [sys.executable, "-W", "ignore", "-m", "tests.callbacks.ddp", *arguments],
             env=subprocess_env(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n_ranks),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1",
