@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import sys
 import warnings
 from enum import Enum
@@ -648,7 +649,8 @@ def _judge(relabeler: Any, splits: Any) -> None:
             relabeler.judge(splits, progress=show)
         except KeyboardInterrupt:
             raise _InterruptedRunError(
-                "interrupted. Every reply that came is in the cache; the same command resumes."
+                f"interrupted. The replies to {relabeler.cascade.counts.n_calls:,} calls of this run "
+                f"are in the cache; the same command resumes: hf-relabel {shlex.join(sys.argv[1:])}."
                 + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)

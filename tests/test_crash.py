@@ -218,7 +218,7 @@ def test_an_interrupt_waits_for_what_is_in_flight_and_asks_nothing_more(
     assert process.returncode == 2, said
     assert "Traceback" not in said
     assert "in the cache" in said
-    assert "the same command resumes" in said
+    assert "calls of this run are in the cache; the same command resumes: hf-relabel" in said
     assert len(chat_server.seen) <= n_sent + 2 * IN_FLIGHT
     assert len(runs.saved()) == len(chat_server.seen) == sum(chat_server.answered.values())
     assert not (runs.folder / "out").exists()

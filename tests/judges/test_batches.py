@@ -653,7 +653,8 @@ def test_ctrl_c_leaves_batches_running_and_says_how_to_go_on(
     code, words = ended(process)
 
     assert code == 2
-    assert "the same command resumes. Batches that go on without it: 1" in words
+    assert "the same command resumes: hf-relabel" in words
+    assert "Batches that go on without it: 1" in words
     assert "Traceback" not in words
     assert statuses(server) == ["in_progress"]
     server.held_from = None
