@@ -37,7 +37,20 @@ def normalize(text: str) -> str:
     White space is what `str.split` splits on: all of Unicode's, line ends and no-break space too.
     Case, punctuation and invisible characters are left as they are.
     """
+    if _is_plain(text):
+        return text
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _is_plain(text: str) -> bool:
+    """Whether normalizing would change nothing, told without taking the text apart."""
+    # Printable means that the one white space in it is the blank.
+    return (
+        text.isprintable()
+        and "  " not in text
+        and text[:1] != " " != text[-1:]
+        and (text.isascii() or unicodedata.is_normalized("NFC", text))
+    )
 
 
 @lru_cache(maxsize=16_384)
