@@ -163,7 +163,7 @@ def test_lines_that_fail_validation_are_named_and_the_rest_goes_on(
     assert {failure.reason for failure in failures} == {"batch_invalid"}
     messages = {failure.message.removeprefix(f"judge {CHEAP!r}: ") for failure in failures}
     assert messages == {"Line 3: the messages are too odd.", "Odd."}
-    assert undecided(relabeler, rows) == {}  # the strong judge had the last word
+    assert undecided(relabeler, rows) == {}
     refused, resent = server.requests("batch_0"), server.requests("batch_1")
     assert resent == [line for index, line in enumerate(refused) if index not in (2, 6)]
     assert set(server.processed.values()) == {1}
@@ -206,10 +206,11 @@ def test_row_faults_end_their_rows_alone(
 
     relabeler.judge(rows)
 
-    assert undecided(relabeler, rows) == {}  # the strong judge had the last word
+    assert undecided(relabeler, rows) == {}
     reasons = sorted(failure.reason for failure in relabeler.cache.all_failures())
     assert reasons == ["content_filter", "context_length"]
-    assert len(server.processed) == N_CALLS - 2 + 2
+    # Two are not answered: one is asked again in two halves, one goes to the strong judge.
+    assert len(server.processed) == N_CALLS - 2 + 2 + 1
 
 
 def test_an_exhausted_quota_stops_the_run_and_keeps_the_other_replies(
