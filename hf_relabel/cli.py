@@ -728,7 +728,9 @@ def _progress_bar() -> Progress:
 
 def _print_report(found: Any) -> None:
     names = ("rows", "flagged", "better", "worse", "undecided", "calls", "tokens", "cost")
-    table = Table("stage", "model", *map(_right, names), box=SIMPLE_HEAD)
+    table = Table(
+        "stage", "model", *map(_right, names), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for stage in found.stages:
         known = [stage.prompt_tokens, stage.completion_tokens]
         tokens = None if None in known else sum(known)
