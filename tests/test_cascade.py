@@ -228,3 +228,17 @@ def test_settings_are_checked_when_the_cascade_is_built() -> None:
         Cascade([])
     with pytest.raises(SettingError, match="'row' or 'passage'"):
         Cascade([Stage(_Narrow())], escalate="all")  # type: ignore[arg-type]
+
+
+def test_a_judge_may_hand_out_one_object_for_many_passages(cache: VerdictCache) -> None:
+    """What a call's verdicts point to stays with that call."""
+    no = Verdict(relevance=NOT_RELEVANT, judge="lazy")
+
+    class Lazy(_Narrow):
+        def parse(self, question: Question, reply: object) -> list[Verdict]:  # noqa: ARG002
+            return [no] * len(question.passages)
+
+    traces = judge_row(Cascade([Stage(Lazy())]), cache, "a", "b", "c")
+
+    calls = [trace[-1].call for trace in traces]
+    assert calls[0] == calls[1] != calls[2]

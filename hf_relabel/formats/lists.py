@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,8 +26,9 @@ class _ListFormat(Format):
     pairs: ClassVar[tuple[tuple[str, str], ...]]
     """Roles of list columns, positives' then negatives', whose values move together."""
 
+    @abstractmethod
     def _passages(self, batch: Batch, role: str, i: int, number: int) -> tuple[Passage, ...]:
-        raise NotImplementedError
+        """Read one row's list of passages."""
 
     def read_numbered(self, batch: Batch, numbers: Sequence[int]) -> list[Row]:
         positives, negatives = self.pairs[0]

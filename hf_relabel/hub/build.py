@@ -98,7 +98,7 @@ def build(
     _clear(folder)
     try:
         return _Builder(run, folder, repo_id, settings, licence, progress).build()
-    except BaseException:
+    except BaseException:  # half a build is none; raised again
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -165,7 +165,6 @@ def test_over_xet_the_same_files_arrive(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """`local://` is a test feature of hf_xet: one test, with LFS in all the others."""
-    pytest.importorskip("hf_xet")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     on_hub.xet_cas = f"local://{tmp_path / 'cas'}"
     built = build_rows(configs=["triplet", "verdicts"])
