@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_relabel.errors import PromptError, UnusableReplyError
+from hf_relabel.texts import is_printable
 from hf_relabel.verdicts import Relevance, Verdict
 
 if TYPE_CHECKING:
@@ -208,8 +209,8 @@ class Prompt:
         return _parse_xml(reply.text, n_passages, judge)
 
     def _clean(self, text: str) -> str:
-        # The first three tests run in C at memory speed, and most texts pass them all.
-        if not (text.isprintable() or text.replace("\n", " ").isprintable()):
+        # The first three tests run at memory speed, and most texts pass them all.
+        if not (is_printable(text) or is_printable(text.replace("\n", " "))):
             text = _CONTROLS.sub(" ", text)
         if "<" in text:
             text = self._tags.sub("&lt;", text)

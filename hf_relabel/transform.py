@@ -288,7 +288,8 @@ class Relabeler:
         rows = (row for part in _parts(dataset) for row in self.rows(part))
         if self.batch is not None:
             return background.run(self._judge_in_batches(rows, progress, self.batch))
-        return background.run(self._judge_stream(rows, progress))
+        with background.calm_collector():
+            return background.run(self._judge_stream(rows, progress))
 
     def decisions(self, dataset: AnyDatasets) -> AnyDatasets:
         """Return one row for each (query, passage), from the cache alone.
@@ -430,7 +431,8 @@ class Relabeler:
         if self.batch is not None:  # never at the full price, behind the user's back
             return [self._recalled(row) for row in rows]
         self._warn_once()
-        asked = iter(background.run(self._judge_rows(unknown)))
+        with background.calm_collector():
+            asked = iter(background.run(self._judge_rows(unknown)))
         return [next(asked) if traces is None else traces for traces in found]
 
     def known(self, row: Row) -> dict[str, Trace] | None:

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 # From the top; a new module is added here, at the highest place that its imports allow.
 ORDER = [
     "errors",
+    "texts",
     "verdicts",
     "questions",
     "formats",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from hf_relabel.texts import has_no_controls, is_printable
 from hf_relabel.verdicts import Action
 
 __all__ = [
@@ -46,7 +47,7 @@ def _is_plain(text: str) -> bool:
     """Whether normalizing would change nothing, told without taking the text apart."""
     # Printable means that the one white space in it is the blank.
     return (
-        text.isprintable()
+        is_printable(text)
         and "  " not in text
         and text[:1] != " " != text[-1:]
         and (text.isascii() or unicodedata.is_normalized("NFC", text))
@@ -60,7 +61,15 @@ def content_hash(text: str) -> str:
     A lone surrogate, which UTF-8 has no bytes for, is hashed as its three would-be bytes. The
     latest hashes are remembered: a row in work asks for each of its texts' several times.
     """
+    if text.isascii():  # most texts are, and plain too: their bytes are looked at once
+        data = text.encode()
+        if _is_plain_ascii(data):
+            return hashlib.sha256(data).hexdigest()
     return hashlib.sha256(normalize(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_plain_ascii(data: bytes) -> bool:
+    return has_no_controls(data) and b"  " not in data and data[:1] != b" " != data[-1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,7 +86,7 @@ class Limiter:
         self._closed_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.ceilings = ceilings
-        self._pace = {"requests": _Pace(ceilings.rpm), "tokens": _Pace(ceilings.tpm)}
+        self._requests, self._tokens = _Pace(ceilings.rpm), _Pace(ceilings.tpm)
 
     @property
     def paces(self) -> bool:
@@ -97,8 +97,8 @@ class Limiter:
         """Take other ceilings from now on, as when a process joins or leaves."""
         if ceilings != self.ceilings:
             self.ceilings = ceilings
-            self._pace["requests"].set_rate(ceilings.rpm)
-            self._pace["tokens"].set_rate(ceilings.tpm)
+            self._requests.set_rate(ceilings.rpm)
+            self._tokens.set_rate(ceilings.tpm)
             self.limit = min(self.limit, float(ceilings.max_concurrency))
             self._wake()
 
@@ -124,8 +124,8 @@ class Limiter:
                 break
         self.n_in_flight += 1
         now = time.monotonic()
-        self._pace["requests"].take(1, now)
-        self._pace["tokens"].take(n_tokens, now)
+        self._requests.take(1, now)
+        self._tokens.take(n_tokens, now)
         self._wake()
         return now
 
@@ -155,12 +155,14 @@ class Limiter:
         self._wake()
 
     def _is_open(self) -> bool:
+        if self.n_in_flight >= int(self.limit):
+            return False
         now = time.monotonic()
-        return (
-            self.n_in_flight < int(self.limit)
-            and now >= self._closed_until
-            and all(pace.ready_at(now) <= now for pace in self._pace.values())
-        )
+        return self._opens_at(now) <= now
+
+    def _opens_at(self, now: float) -> float:
+        paced = max(self._requests.ready_at(now), self._tokens.ready_at(now))
+        return max(self._closed_until, paced)
 
     def _grow(self) -> None:
         if self.n_in_flight < _FULL * int(self.limit):
@@ -198,9 +200,8 @@ class Limiter:
             self._waiting.popleft().set_result(None)
         elif self.n_in_flight < int(self.limit) and self._timer is None:
             now = time.monotonic()
-            opens = max(self._closed_until, *(pace.ready_at(now) for pace in self._pace.values()))
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, opens - now) + 0.001, self._on_timer)
+            wait_s = max(0.0, self._opens_at(now) - now)
+            self._timer = asyncio.get_running_loop().call_later(wait_s + 0.001, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

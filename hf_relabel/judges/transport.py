@@ -20,6 +20,7 @@ from urllib.request import getproxies
 
 from hf_relabel.errors import AccountError
 from hf_relabel.judges.faults import Fault, fault_of_exception
+from hf_relabel.texts import json_string
 
 if TYPE_CHECKING:
     import aiohttp
@@ -87,7 +88,7 @@ class _SessionTransport:
 
         try:
             url, headers = await self._request(body)
-            data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+            data = _encoded(body)
             post = self._open_session().post(url, data=data, headers=headers)
             async with post as response:
                 text = (await response.read()).decode("utf-8", "replace")
@@ -136,6 +137,17 @@ class _SessionTransport:
                 trust_env=bool(getproxies()),
             )
         return self._session
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON; its messages are nearly all of it."""
+    rest = {name: value for name, value in body.items() if name != "messages"}
+    messages = [
+        b'{"role": %b, "content": %b}' % (json_string(each["role"]), json_string(each["content"]))
+        for each in body["messages"]
+    ]
+    head = json.dumps(rest, ensure_ascii=False).encode("utf-8", "replace")
+    return b'%b, "messages": [%b]}' % (head[:-1], b", ".join(messages))
 
 
 class _ClientTransport:
