@@ -139,6 +139,8 @@ class ChatServer:
         latency_s: How long every reply takes, faults included.
         headers: Sent with every reply, such as `x-ratelimit-remaining-requests`.
         seen: Every request to the chat endpoint, in the order of arrival.
+        ended: By its place in `seen`, when each request's reply went out or was given up, on the
+            monotonic clock.
         answered: How many requests of each model got an answer, hence were paid for.
         max_in_flight: The most requests that were open at once.
 
@@ -159,6 +161,7 @@ class ChatServer:
         self.latency_s = latency_s
         self.headers: dict[str, str] = {}
         self.seen: list[Seen] = []
+        self.ended: dict[int, float] = {}
         self.answered: Counter[str] = Counter()
         self.max_in_flight = 0
         self.port = 0
@@ -233,7 +236,7 @@ class ChatServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        model = body["model"]
+        model, place = body["model"], len(self.seen)
         self.seen.append(Seen(model=model, body=body, headers=headers, time_s=time.monotonic()))
         fault = self._next_fault(body)
         self._in_flight += 1
@@ -243,6 +246,7 @@ class ChatServer:
                 await asyncio.sleep(self.latency_s)
             return await self._respond(request, body, fault)
         finally:
+            self.ended[place] = time.monotonic()
             self._in_flight -= 1
 
     def _next_fault(self, body: Body) -> Fault | None:
