@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 __all__ = ["calm_collector", "loop", "run"]
 
 _CALM = (20_000, 20, 100)
+"""Allocations between two looks at the young, and such looks between those at the older two."""
 
 T = TypeVar("T")
 
@@ -46,16 +47,16 @@ def calm_collector() -> Iterator[None]:
     comes is looked at less often; reference counts free nearly all of it anyway.
     """
     thresholds = gc.get_threshold()
-    is_nested = gc.get_freeze_count() > 0
-    if not is_nested:
-        gc.freeze()
-        gc.set_threshold(*_CALM)
+    if thresholds == _CALM:  # another thread judges already
+        yield
+        return
+    gc.freeze()
+    gc.set_threshold(*_CALM)
     try:
         yield
     finally:
-        if not is_nested:
-            gc.set_threshold(*thresholds)
-            gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

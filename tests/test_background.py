@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -98,3 +99,26 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_clean_up() -> None:
         background.run(work())
 
     assert steps == ["cleaned up"]
+
+
+def test_the_collector_is_calm_while_calls_run_and_as_before_afterwards() -> None:
+    before = gc.get_threshold()
+
+    with background.calm_collector():
+        within = gc.get_threshold()
+        with background.calm_collector():  # a second thread's judging ends first
+            pass
+        assert gc.get_threshold() == within
+        assert gc.get_freeze_count() > 0
+
+    assert within[0] > before[0]
+    assert gc.get_threshold() == before
+
+
+def test_the_collector_is_as_before_after_an_error() -> None:
+    before = gc.get_threshold()
+
+    with pytest.raises(ValueError, match="stop"), background.calm_collector():
+        raise ValueError("stop")
+
+    assert gc.get_threshold() == before
