@@ -20,7 +20,7 @@ from hf_relabel.cache import Call, Entry, Failure, Pairs, VerdictCache
 from hf_relabel.errors import AccountError, JudgeError, SettingError, UnusableReplyError
 from hf_relabel.formats import content_hash
 from hf_relabel.judges.money import Prices
-from hf_relabel.judges.protocol import Judge, Stoppable
+from hf_relabel.judges.protocol import Judge, Stoppable, quick_parse
 from hf_relabel.prompts import PARSER_VERSION
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Relevance, Trace, Verdict
@@ -162,7 +162,15 @@ class Cascade:
         question = Question(
             query=query, passages=tuple(passages), positives=tuple(positives), subset=subset
         )
-        return [trace[-1] for trace in background.run(self.judge_question(question, cache))]
+        traces = background.run(self.judge_question(question, cache))
+        if cache is None:
+            return [trace[-1] for trace in traces]
+        keys = [content_hash(passage) for passage in question.passages]
+        reasons = self.reasons(dict(zip(keys, traces, strict=True)), cache, subset=subset)
+        return [
+            replace(trace[-1], reason=reasons.get(key))
+            for key, trace in zip(keys, traces, strict=True)
+        ]
 
     async def judge_question(self, question: Question, cache: VerdictCache | None) -> list[Trace]:
         """Judge the passages of one row, and keep every reply and final verdict.
@@ -231,7 +239,7 @@ class Cascade:
             if call is not None:
                 judge = self.stages[index].judge
                 question = Question(query="", passages=call.passages, subset=subset)
-                verdicts = _read(judge, question, call.reply, call.key) or []
+                verdicts = _read(judge, question, call.reply, call.key, has_reasons=True) or []
                 pairs = zip(call.passages, verdicts, strict=False)
                 reasons.update({key: v.reason for key, v in pairs if v.reason and key in traces})
         return reasons
@@ -397,26 +405,32 @@ async def _at_once(
 
 async def _ask_uncached(judge: Judge, question: Question) -> list[Verdict]:
     async def buy(part: Question) -> list[Verdict]:
-        verdicts, _ = await _buy(judge, part, judge.key(part))
+        verdicts, _ = await _buy(judge, part, judge.key(part), has_reasons=True)
         return verdicts
 
     return await _at_once(buy, judge, question)
 
 
 async def _buy(
-    judge: Judge, question: Question, key: str, *, supersedes: bool = False
+    judge: Judge,
+    question: Question,
+    key: str,
+    *,
+    supersedes: bool = False,
+    has_reasons: bool = False,
 ) -> tuple[list[Verdict], list[Entry]]:
     """Ask, and once more with a repair question when the reply cannot be read.
 
     Returns:
         The verdicts, undecided when neither reply held any, and what the cache must keep.
     """
+    parse = judge.parse if has_reasons else quick_parse(judge)
     entries: list[Entry] = []
     unusable: tuple[Reply, UnusableReplyError] | None = None
     for _ in range(2):
         try:
             reply = await judge.ask(question, unusable=unusable)
-            verdicts = _tagged(judge.parse(question, reply), key)
+            verdicts = _tagged(parse(question, reply), key)
         except AccountError:
             raise
         except JudgeError as error:
@@ -455,10 +469,13 @@ def _failure(
     )
 
 
-def _read(judge: Judge, question: Question, reply: Reply, key: str) -> list[Verdict] | None:
+def _read(
+    judge: Judge, question: Question, reply: Reply, key: str, *, has_reasons: bool = False
+) -> list[Verdict] | None:
     """Read a kept reply; None when today's parser finds no verdict in it, so that it is asked."""
     try:
-        return _tagged(judge.parse(question, reply), key)
+        parse = judge.parse if has_reasons else quick_parse(judge)
+        return _tagged(parse(question, reply), key)
     except UnusableReplyError:
         return None
 

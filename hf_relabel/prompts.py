@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -184,7 +184,9 @@ class Prompt:
         json_schema = {"name": "grades", "strict": True, "schema": schema}
         return {"type": "json_schema", "json_schema": json_schema}
 
-    def parse(self, reply: Reply, n_passages: int, *, judge: str) -> list[Verdict]:
+    def parse(
+        self, reply: Reply, n_passages: int, *, judge: str, has_reasons: bool = True
+    ) -> list[Verdict]:
         """Read a reply's verdicts; a reply without one for every passage is an error, never a "no".
 
         Args:
@@ -192,6 +194,8 @@ class Prompt:
                 whole: a client that knows its server's other words for it translates them.
             n_passages: How many passages the question showed.
             judge: The name that the verdicts carry.
+            has_reasons: Whether verdicts bring the judge's words on their passage. Looking for them
+                takes as long as all the rest, and those who judge much read them later, if ever.
 
         Returns:
             N verdicts aligned with the question's passages, all decided. Relevant ones have a rank,
@@ -206,7 +210,7 @@ class Prompt:
         _check_whole(reply)
         if self.protocol is Protocol.JSON:
             return _parse_json(reply.text, n_passages, judge)
-        return _parse_xml(reply.text, n_passages, judge)
+        return _parse_xml(reply.text, n_passages, judge, has_reasons=has_reasons)
 
     def _clean(self, text: str) -> str:
         # The first three tests run at memory speed, and most texts pass them all.
@@ -434,7 +438,7 @@ _REASONING = re.compile(
 )
 
 
-def _parse_xml(text: str, n_passages: int, judge: str) -> list[Verdict]:
+def _parse_xml(text: str, n_passages: int, judge: str, *, has_reasons: bool) -> list[Verdict]:
     start, better_text, worse_text = _find_lists(text)
     better = _parse_list(better_text, "better", n_passages)
     worse = _parse_list(worse_text, "worse", n_passages)
@@ -443,24 +447,17 @@ def _parse_xml(text: str, n_passages: int, judge: str) -> list[Verdict]:
             "contradiction",
             f"expected every document in one list at most, found {_listed(sorted(both))} in both.",
         )
-    ranks = {number: rank for rank, number in enumerate((*better, *worse))}
-    reasons = _find_reasons(text[:start])
-    verdicts = []
-    for number in range(1, n_passages + 1):
-        relevance = Relevance.NOT_RELEVANT
-        if number in better:
-            relevance = Relevance.BETTER
-        elif number in worse:
-            relevance = Relevance.WORSE
-        verdicts.append(
-            Verdict(
-                relevance=relevance,
-                judge=judge,
-                rank=ranks.get(number),
-                reason=reasons.get(number),
-            )
-        )
-    return verdicts
+    reasons = _find_reasons(text[:start]) if has_reasons else {}
+    listed = [*dict.fromkeys(better, Relevance.BETTER).items()]
+    listed += dict.fromkeys(worse, Relevance.WORSE).items()
+    found = {
+        number: Verdict(relevance=relevance, judge=judge, rank=rank, reason=reasons.get(number))
+        for rank, (number, relevance) in enumerate(listed)
+    }
+    neither = Verdict(relevance=Relevance.NOT_RELEVANT, judge=judge)
+    for number in reasons.keys() - found.keys():
+        found[number] = replace(neither, reason=reasons[number])
+    return [found.get(number, neither) for number in range(1, n_passages + 1)]
 
 
 def _find_lists(text: str) -> tuple[int, str, str]:

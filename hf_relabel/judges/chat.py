@@ -154,6 +154,10 @@ class ChatJudge:
         prompt = self.prompt_for(question)
         return prompt.parse(reply, len(question.passages), judge=self.name)
 
+    def parse_briefly(self, question: Question, reply: Reply) -> list[Verdict]:
+        prompt, n_passages = self.prompt_for(question), len(question.passages)
+        return prompt.parse(reply, n_passages, judge=self.name, has_reasons=False)
+
     def with_budget(self, budget: Budget) -> ChatJudge:
         """Return a judge that asks alike, and whose calls are under a cap."""
         capped = copy.copy(self)

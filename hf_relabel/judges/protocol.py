@@ -11,14 +11,14 @@ import asyncio
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from hf_relabel.errors import JudgeError, UnusableReplyError
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Verdict
 
-__all__ = ["Judge", "LocalJudge", "Stoppable", "question_key"]
+__all__ = ["Judge", "LocalJudge", "Stoppable", "question_key", "quick_parse"]
 
 
 @runtime_checkable
@@ -79,6 +79,16 @@ class Stoppable(Protocol):
     def stop(self) -> None:
         """End the calls that were not sent yet with an `AccountError`; those in flight come in."""
         ...
+
+
+def quick_parse(judge: Judge) -> Callable[[Question, Reply], list[Verdict]]:
+    """Return what reads verdicts as `Judge.parse` does, but without reasons where that is quicker.
+
+    A judge that has a quicker way has a method `parse_briefly`.
+    """
+    parse: Callable[[Question, Reply], list[Verdict]]
+    parse = getattr(judge, "parse_briefly", judge.parse)
+    return parse
 
 
 def question_key(fingerprint: str, question: Question) -> str:

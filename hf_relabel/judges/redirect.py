@@ -43,3 +43,6 @@ class RedirectedJudge:
 
     def parse(self, question: Question, reply: Reply) -> list[Verdict]:
         return self._judge.parse(question, reply)
+
+    def parse_briefly(self, question: Question, reply: Reply) -> list[Verdict]:
+        return self._judge.parse_briefly(question, reply)
