@@ -257,6 +257,7 @@ def evaluate_all(
     save_runs: bool = False,
     device: str | None = None,
     progress: Callable[[str], Progress] | None = None,
+    done: Callable[[Evaluation], None] | None = None,
 ) -> list[Evaluation]:
     """Measure a model on benchmarks and groups of them, and save each result before the next.
 
@@ -277,6 +278,7 @@ def evaluate_all(
         save_runs: Whether to write what was found, in TREC's format.
         device: Where models run, as torch names it.
         progress: Called with each benchmark's name, it returns what is told how far that is.
+        done: Called with each result, measured or read.
 
     Returns:
         Evaluations in the order of `names`, groups unfolded.
@@ -323,6 +325,8 @@ def evaluate_all(
             )
             results.write(leaf, evaluation)
         found.append(evaluation)
+        if done is not None:
+            done(evaluation)
     return found
 
 
@@ -477,9 +481,9 @@ def _mteb_task(name: str) -> Any:
 def _only_part(task: Any, name: str, split: str | None) -> Any:
     """Return the queries, corpus and qrels of a task's one language and split."""
     languages = getattr(task, "dataset", None) or {}
-    parts = next(iter(languages.values()), {})
+    parts: Mapping[str, Any] = next(iter(languages.values()), {})
     split = split or (next(iter(parts)) if len(parts) == 1 else None)
-    data = parts.get(split, {}) if len(languages) == 1 else {}
+    data = parts.get(split or "", {}) if len(languages) == 1 else {}
     if "relevant_docs" not in data:
         raise SettingError(
             f"expected a task of text retrieval with one language and split, found {name!r} with "
