@@ -466,9 +466,7 @@ def _mteb_task(name: str) -> Any:
     try:
         import mteb
     except ImportError as error:
-        raise MissingExtraError.of(
-            error.name or "mteb", "evaluate", f"Benchmark {name!r}"
-        ) from error
+        raise MissingExtraError.of(error.name or "mteb", "mteb", f"Benchmark {name!r}") from error
     try:
         return mteb.get_task(name)
     except KeyError as error:
