@@ -429,6 +429,11 @@ def _first_stage(
         return read_run(path)
     if (path / f"{benchmark}.run").is_file():
         return read_run(path / f"{benchmark}.run")
+    if any(path.glob("*.run")):
+        raise SourceError(
+            f"expected {benchmark}.run in the folder {path.name}, found other runs. Make it with "
+            "`hf-relabel evaluate --save-runs`, or give the first stage as a model."
+        )
     if "first_stage" not in loaded:
         loaded["first_stage"] = load_model(given, device=device)
     return loaded["first_stage"]
@@ -520,4 +525,6 @@ def _from_air_bench(name: str) -> Benchmark:
 def _digest(model: str) -> str | None:
     """Hash the files of a model in a folder: another training saved there is another model."""
     folder = Path(model_source(model))
-    return digest_of_folder(folder)[:16] if folder.is_dir() else None
+    # A first stage may be a folder of runs, to which more runs may come: that changes nothing.
+    is_model = any((folder / name).exists() for name in ("config.json", "modules.json"))
+    return digest_of_folder(folder)[:16] if is_model else None

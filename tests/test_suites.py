@@ -316,12 +316,25 @@ def test_another_model_in_the_same_folder_is_another_model(two: list[str], tmp_p
     options: dict[str, Any] = {"first_stage": str(tmp_path / "out"), "folder": tmp_path / "second"}
 
     before = evaluate_all(tiny_cross_encoder(reranker), two, **options)
+    (tmp_path / "out/three.run").write_text("")
     again = evaluate_all(str(reranker), two, **options)
     (reranker / "config.json").write_text((reranker / "config.json").read_text() + "\n")
 
     assert before == again
     with pytest.raises(SettingError, match="model_digest"):
         evaluate_all(str(reranker), two, **options)
+
+
+def test_a_folder_of_runs_without_this_benchmarks_is_refused(
+    two: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/two.run").write_text("")
+
+    with pytest.raises(SourceError, match=r"expected one\.run in the folder runs"):
+        evaluate_all(
+            tiny_cross_encoder(tmp_path / "reranker"), two[:1], first_stage=str(tmp_path / "runs")
+        )
 
 
 def test_two_folders_of_one_name_cannot_be_saved_side_by_side(
