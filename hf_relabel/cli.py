@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import hub_commands
+from hf_relabel import hub_commands, score_commands
+from hf_relabel.arguments import mapping_of, shard_of
 from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError
 
 __all__ = ["app", "main"]
@@ -40,6 +41,8 @@ batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, a
 app.add_typer(batches, name="batches")
 app.command()(hub_commands.publish)
 app.add_typer(hub_commands.hub, name="hub")
+app.command()(score_commands.score)
+app.command("drop-by-score")(score_commands.drop_by_score)
 verdicts.command("pull")(hub_commands.pull)
 out = Console()
 err = Console(stderr=True)
@@ -187,7 +190,7 @@ def run(
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
 
-    index, n_shards = _shard_of(shard)
+    index, n_shards = shard_of(shard)
     relabeler = _relabeler(
         published=published,
         preset=preset,
@@ -201,7 +204,7 @@ def run(
         max_false_negatives="preset" if max_false_negatives is None else max_false_negatives,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
         max_concurrency=max_concurrency,
         rpm=rpm,
         tpm=tpm,
@@ -265,7 +268,7 @@ def estimate(
         prompt=prompt,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
         prices=_prices(price),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
@@ -327,7 +330,9 @@ def convert(
     if len(splits) > 1:
         raise typer.BadParameter(f"choose one of the splits {list(splits)}", param_hint="--split")
     rows = next(iter(splits.values()))
-    new = convert_rows(rows, to=to, format=format, columns=_mapping(column), n_negatives=negatives)
+    new = convert_rows(
+        rows, to=to, format=format, columns=mapping_of(column), n_negatives=negatives
+    )
     write_rows(new, output)
     out.print(f"{len(rows):,} rows read, {len(new):,} written to {output}.")
 
@@ -428,7 +433,7 @@ def export_batch(
         escalate=escalate and escalate.value,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     written = export_requests(relabeler, splits, file)
@@ -468,7 +473,7 @@ def import_batch(
         escalate=escalate and escalate.value,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     counts = import_replies(relabeler, splits, replies)
@@ -606,14 +611,6 @@ def _cache(folder: Path | None) -> Any:
     return VerdictCache(folder or default_directory())
 
 
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    pairs = [column.partition("=") for column in columns or ()]
-    for role, equals, name in pairs:
-        if not (role and equals and name):
-            raise typer.BadParameter(f"expected role=column, found {role!r}", param_hint="--column")
-    return {role: name for role, _, name in pairs}
-
-
 def _prices(given: list[str] | None) -> dict[str, tuple[float, float]]:
     from hf_relabel.judges.money import parse_price
 
@@ -654,18 +651,6 @@ def _judge(relabeler: Any, splits: Any) -> None:
                 + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)
-
-
-def _shard_of(text: str | None) -> tuple[int, int | None]:
-    """Read "i/n", i counted from 0."""
-    if text is None:
-        return 0, None
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise typer.BadParameter(
-            f"expected i/n with i from 0 to n-1, found {text!r}", param_hint="--shard"
-        )
-    return int(index), int(count)
 
 
 def _log_to(path: Path) -> None:

