@@ -251,6 +251,11 @@ class Cascade:
         self._prices = prices
         self._asked_in_vain.clear()
 
+    def passed_on(self, question: Question, verdicts: Sequence[Verdict]) -> Question:
+        """Return what the next stage is asked, given what one said of each passage."""
+        pending = self._passed_on(range(len(question.passages)), verdicts)
+        return replace(question, passages=tuple(question.passages[index] for index in pending))
+
     async def _judge_open(self, question: Question, cache: VerdictCache, ask: _Ask) -> list[Trace]:
         query = content_hash(question.query)
         known = cache.traces(self.fingerprint, query)

@@ -86,7 +86,7 @@ Input = Annotated[
         help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
     ),
 ]
-PresetName = Annotated[str, typer.Option("--preset", help="paper, current or offline.")]
+PresetName = Annotated[str, typer.Option("--preset", help="paper, current, screened or offline.")]
 BaseUrl = Annotated[
     str | None,
     typer.Option(
@@ -96,6 +96,14 @@ BaseUrl = Annotated[
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="A stage's model, cheap to strong; once for each stage."),
+]
+Screen = Annotated[
+    str | None,
+    typer.Option("--screen", help="The cross-encoder of preset screened: a name or a folder."),
+]
+ScreenThreshold = Annotated[
+    float | None,
+    typer.Option("--screen-threshold", help="The lowest score that it passes on.", min=0, max=1),
 ]
 ProtocolName = Annotated[Form | None, typer.Option("--protocol", help="How judges reply.")]
 PromptFile = Annotated[
@@ -145,6 +153,8 @@ def run(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     action: ActionOption = None,
@@ -196,6 +206,8 @@ def run(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         action=action and action.value.replace("-", "_"),
@@ -245,6 +257,8 @@ def estimate(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     cache: CacheFolder = None,
@@ -255,6 +269,9 @@ def estimate(
     column: Columns = None,
     price: Price = None,
     sample: Annotated[int, typer.Option("--sample", help="Rows to look at.", min=1)] = 200,
+    ask_screen: Annotated[
+        bool, typer.Option("--ask-screen", help="Run the cross-encoder on the sample.")
+    ] = False,
 ) -> None:
     """Estimate the calls, tokens and cost of a run, by stage; no call is made."""
     from hf_relabel.estimate import estimate as estimate_run
@@ -264,6 +281,8 @@ def estimate(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         cache=cache,
@@ -272,14 +291,15 @@ def estimate(
         prices=_prices(price),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
-    result = estimate_run(relabeler, splits, sample_rows=sample)
-    columns = map(_right, ("rows", "calls", "tokens in", "tokens out", "cost"))
+    result = estimate_run(relabeler, splits, sample_rows=sample, ask_screen=ask_screen)
+    columns = map(_right, ("rows", "passages", "calls", "tokens in", "tokens out", "cost"))
     table = Table("stage", "model", *columns, box=SIMPLE_HEAD)
     for stage in result.stages:
         table.add_row(
             stage.name,
             stage.model,
             _number(round(result.n_rows * stage.share_of_rows)),
+            _number(stage.passages),
             _number(stage.calls),
             _number(stage.prompt_tokens),
             _number(stage.completion_tokens),
@@ -410,6 +430,8 @@ def export_batch(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     escalate: Escalate = None,
@@ -428,6 +450,8 @@ def export_batch(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         escalate=escalate and escalate.value,
@@ -450,6 +474,8 @@ def import_batch(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     escalate: Escalate = None,
@@ -468,6 +494,8 @@ def import_batch(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         escalate=escalate and escalate.value,
@@ -724,6 +752,11 @@ def _print_report(found: Any) -> None:
         cost = ("" if stage.is_cost_exact else "≥ ") + _usd(stage.cost_usd)
         table.add_row(stage.name, stage.model, *map(_number, (*numbers, calls, tokens)), cost)
     out.print(table)
+    for stage in found.screens:
+        out.print(
+            f"{stage.name} settled {stage.passages_settled:,} of {stage.passages_asked:,} passages; "
+            f"{stage.passages_asked - stage.passages_settled:,} went on."
+        )
     _print_cost(found)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.rows_dropped.items())
     out.print(
