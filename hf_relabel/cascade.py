@@ -233,7 +233,14 @@ class Cascade:
                 question = Question(query="", passages=call.passages, subset=subset)
                 verdicts = _read(judge, question, call.reply, call.key) or []
                 pairs = zip(call.passages, verdicts, strict=False)
-                reasons.update({key: v.reason for key, v in pairs if v.reason and key in traces})
+                # An earlier stage's call shows passages too on which a later one had the last word.
+                reasons.update(
+                    {
+                        passage: verdict.reason
+                        for passage, verdict in pairs
+                        if verdict.reason and passage in traces and traces[passage][-1].call == key
+                    }
+                )
         return reasons
 
     def stop(self) -> None:
