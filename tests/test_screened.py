@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from datasets import Dataset, load_dataset
 
 from hf_relabel import CrossEncoderJudge, Relabeler
+from hf_relabel.cli import run_app
 from hf_relabel.estimate import estimate
 from hf_relabel.files import write_relabeled
 from hf_relabel.formats import detect
@@ -25,7 +26,6 @@ from tests.chat_server import ChatServer, from_key
 from tests.cross_encoders import FALSE, TRAP, lit_rows
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{ShutdownWarning.__module__}.ShutdownWarning")
-Run = Callable[..., CompletedProcess[str]]
 Make = Callable[..., Relabeler]
 ROWS = lit_rows()
 SUSPECT = (0, 2, 4)
@@ -190,24 +190,34 @@ def test_it_can_be_published(make: Make, rows: Dataset, tmp_path: Path) -> None:
 
 
 def test_the_command_line_runs_it_twice_alike(
-    run_cli: Run, chat_server: ChatServer, cross_encoder: str, tmp_path: Path
+    chat_server: ChatServer,
+    cross_encoder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     chat_server.answer = from_key(TRUTH)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    options = (
-        *("rows.jsonl", "--preset", "screened", "--screen", cross_encoder),
-        *("--screen-threshold", "0.1", "--base-url", chat_server.base_url, "--cache", "cache"),
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
-    estimated = run_cli("estimate", *options, "--ask-screen")
-    done = [run_cli("run", *options, "--output", f"out-{i}", OPENAI_API_KEY="x") for i in range(2)]
+    def command(name: str, *args: str) -> str:
+        options = (
+            *("rows.jsonl", "--preset", "screened", "--screen", cross_encoder),
+            *("--screen-threshold", "0.1", "--base-url", chat_server.base_url, "--cache", "cache"),
+        )
+        assert run_app([name, *options, *args]) == 0
+        return " ".join(capsys.readouterr().out.split())
 
-    assert [each.returncode for each in (estimated, *done)] == [0, 0, 0], done[0].stderr
-    assert "passed on by cross-encoder, which was asked" in " ".join(estimated.stdout.split())
-    assert "screen settled 18 of 24 passages; 6 went on." in done[0].stdout
+    estimated = command("estimate", "--ask-screen")
+    printed = [command("run", "--output", f"out-{i}") for i in range(2)]
+
+    assert "passed on by cross-encoder, which was asked" in estimated
+    assert all("screen settled 18 of 24 passages; 6 went on." in text for text in printed)
     assert len(chat_server.seen) == 6
     data, decisions = (
-        [(tmp_path / f"out-{i}" / name).read_bytes() for i in range(2)]
+        [Path(f"out-{i}", name).read_bytes() for i in range(2)]
         for name in ("data/train-00000-of-00001.parquet", "decisions.parquet")
     )
     assert data[0] == data[1]
