@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_relabel.hub import publish as publish
     from hf_relabel.judges.batches import BatchSettings as BatchSettings
     from hf_relabel.judges.chat import ChatJudge as ChatJudge
+    from hf_relabel.judges.cross_encoder import CrossEncoderJudge as CrossEncoderJudge
     from hf_relabel.judges.embedding import EmbeddingJudge as EmbeddingJudge
     from hf_relabel.judges.endpoint import Endpoint as Endpoint
     from hf_relabel.judges.protocol import Judge as Judge
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from hf_relabel.questions import Question as Question
     from hf_relabel.questions import Reply as Reply
     from hf_relabel.report import RelabelReport as RelabelReport
+    from hf_relabel.scores import drop_by_score as drop_by_score
+    from hf_relabel.scores import score as score
     from hf_relabel.transform import Relabeler as Relabeler
     from hf_relabel.verdicts import Action as Action
     from hf_relabel.verdicts import Relevance as Relevance
@@ -38,6 +41,7 @@ _HOMES = {
     "BatchSettings": "judges.batches",
     "Cascade": "cascade",
     "ChatJudge": "judges.chat",
+    "CrossEncoderJudge": "judges.cross_encoder",
     "EmbeddingJudge": "judges.embedding",
     "Endpoint": "judges.endpoint",
     "Judge": "judges.protocol",
@@ -54,7 +58,9 @@ _HOMES = {
     "Verdict": "verdicts",
     "VerdictCache": "cache",
     "convert": "formats",
+    "drop_by_score": "scores",
     "publish": "hub",
+    "score": "scores",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
