@@ -19,13 +19,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_relabel.callbacks.identity import id_of_hash, seeded_draw
 
 from hf_relabel.errors import MissingExtraError, RowError, SettingError
-from hf_relabel.formats import Row, content_hash, convert, get_format, normalize
+from hf_relabel.formats import Format, Passage, content_hash, convert, normalize, resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -40,7 +41,8 @@ SHAPES = ("n-tuple", "labeled-list")
 """What a row can become: a tuple for retrievers, a list with labels for rerankers."""
 
 _MAX_TRIES = 64  # rows looked into for one refill; all of them refused means a dataset of one topic
-_TEVATRON = get_format("tevatron")
+_LIST_FORMATS = {"tevatron": ("positive_passages", "negative_passages"), "flagembedding": ("pos", "neg")}
+"""Formats that hold all passages of a query in one row, with the roles of the two lists."""
 
 
 def rotate(
@@ -83,46 +85,81 @@ def rotate(
     from datasets import DatasetDict
 
     _check(to, n_negatives)
-    rows = convert(dataset, to="tevatron", format=format, columns=columns)
-    if isinstance(rows, DatasetDict):
-        return DatasetDict({k: _rotated(part, to, n_negatives, seed) for k, part in rows.items()})
-    return _rotated(rows, to, n_negatives, seed)
+    if isinstance(dataset, DatasetDict):
+        return DatasetDict(
+            {
+                name: rotate(
+                    part, to=to, n_negatives=n_negatives, seed=seed, format=format, columns=columns
+                )
+                for name, part in dataset.items()
+            }
+        )
+    return _rotated(*_as_lists(dataset, format, columns), to, n_negatives, seed)
 
 
 def _check(to: str, n_negatives: int) -> None:
     if to not in SHAPES:
-        raise SettingError(f"expected to be one of {list(SHAPES)}, found {to!r}.")
+        raise SettingError(f"expected `to` to be one of {list(SHAPES)}, found {to!r}.")
     if n_negatives < (to == "labeled-list"):
         raise SettingError(
             f"expected n_negatives of at least 1 (0 for n-tuples), found {n_negatives}."
         )
 
 
-def _rotated(rows: Dataset, to: str, n_negatives: int, seed: int) -> Dataset:
-    n_positives, n_own = (_lengths(rows, f"{kind}_passages") for kind in ("positive", "negative"))
+def _as_lists(
+    dataset: Dataset, format_: str | None, columns: Mapping[str, str] | None
+) -> tuple[Dataset, Format]:
+    """Return rows that hold all passages of a query, and their format: as they are, where they do."""
+    dataset = dataset.with_format(None)
+    sample = dataset[0] if len(dataset) else None
+    source = resolve(dataset.column_names, format_, columns, sample=sample)
+    if source.name in _LIST_FORMATS:
+        return dataset, source
+    rows = convert(dataset, to="tevatron", format=format_, columns=columns)
+    return rows, resolve(rows.column_names, "tevatron")
+
+
+def _rotated(rows: Dataset, source: Format, to: str, n_negatives: int, seed: int) -> Dataset:
+    names = [source.columns[role] for role in _LIST_FORMATS[source.name]]
+    n_positives, n_own = (_lengths(rows, name) for name in names)
     kept = [number for number, n in enumerate(n_positives) if n]
     if len(kept) < len(rows):
-        logger.warning("%d of %d rows have no positive and are left out.", len(rows) - len(kept), len(rows))  # fmt: skip
+        n_left_out = len(rows) - len(kept)
+        logger.warning("%d of %d rows have no positive and are left out.", n_left_out, len(rows))
     donors = [number for number in kept if n_own[number]]
     if n_negatives and kept and not donors:
         raise RowError(
             f"expected negatives, found none in {len(rows)} rows. Mine some, or train on in-batch "
             "negatives alone with n_negatives=0."
         )
-    rotation = Rotation(rows, donors=donors, to=to, n_negatives=n_negatives, seed=seed)
+    sides = Sides(rows=rows, query=source.query_column, positives=names[0], negatives=names[1])
+    rotation = Rotation(sides, donors=donors, to=to, n_negatives=n_negatives, seed=seed)
     rotated = _numbered(kept, rotation.features())
     rotated.set_transform(rotation)
     return rotated
 
 
 def _lengths(rows: Dataset, column: str) -> list[int]:
-    """Return how many passages each row has, without reading a text."""
+    """Return how many passages each row has, from the offsets alone.
+
+    Raises:
+        RowError: A passage has no text; found now, and not in the middle of a training.
+    """
     import pyarrow.compute as pc
 
-    table = rows.with_format("arrow").select_columns([column])
     lengths: list[int] = []
-    for batch in table.iter(batch_size=10_000):
-        lengths += pc.fill_null(pc.list_value_length(batch[column]), 0).to_pylist()
+    for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        values = batch[column]
+        counts = pc.fill_null(pc.list_value_length(values), 0)
+        flat = pc.list_flatten(values)
+        texts = pc.struct_field(flat, "text") if hasattr(flat.type, "fields") else flat
+        if texts.null_count:
+            raise RowError(
+                f"expected a text for every passage in column {column!r}, found {texts.null_count} "
+                f"without one among the rows {len(lengths)} to {len(lengths) + len(counts) - 1}. "
+                "Leave the passages out, or store their texts as strings."
+            )
+        lengths += counts.to_pylist()
     return lengths
 
 
@@ -143,11 +180,55 @@ def _numbered(numbers: Sequence[int], features: Features) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One row: a query, and the texts of either side of it, as they are shown."""
+
+    query: str
+    positives: list[str]
+    negatives: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Rows that hold lists of passages, read by their numbers.
+
+    Attributes:
+        rows: Where they lie.
+        query: The column of the query.
+        positives: The column of its positives.
+        negatives: The column of its negatives.
+    """
+
+    rows: Dataset
+    query: str
+    positives: str
+    negatives: str
+
+    def read(self, numbers: Sequence[int]) -> list[Side]:
+        """Return some rows, in the order asked for."""
+        batch = self.rows[list(numbers)]
+        columns = (batch[self.query], batch[self.positives], batch[self.negatives])
+        return [
+            Side(query=query, positives=_shown(positives), negatives=_shown(negatives))
+            for query, positives, negatives in zip(*columns, strict=True)
+        ]
+
+
+def _shown(passages: Sequence[Any] | None) -> list[str]:
+    return [
+        passage
+        if isinstance(passage, str)
+        else Passage(text=passage["text"], title=passage.get("title") or "").shown
+        for passage in passages or ()
+    ]
+
+
 class Rotation:
     """The transform of a rotated dataset: numbers of rows in, this epoch's tuples out.
 
     Args:
-        rows: Tevatron rows.
+        sides: The rows.
         donors: Numbers of the rows with a negative, which refills are taken from.
         to: One of `SHAPES`.
         n_negatives: Negatives in each tuple.
@@ -155,7 +236,7 @@ class Rotation:
     """
 
     def __init__(
-        self, rows: Dataset, *, donors: Sequence[int], to: str, n_negatives: int, seed: int
+        self, sides: Sides, *, donors: Sequence[int], to: str, n_negatives: int, seed: int
     ) -> None:
         try:
             import torch
@@ -164,7 +245,7 @@ class Rotation:
         self.to = to
         self.n_negatives = n_negatives
         self.seed = seed
-        self._rows = rows.with_format(None)
+        self._sides = sides
         self._donors = torch.tensor(donors, dtype=torch.int64)
         # Shared: the workers of a data loader may outlive an epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64)
@@ -196,13 +277,10 @@ class Rotation:
         stored = next(iter(batch.values()))
         numbers = [int(value[0] if isinstance(value, list) else value) for value in stored]
         epoch = self.epoch
-        made = [self._columns(row, epoch) for row in self._read(numbers)]
+        made = [self._columns(row, epoch) for row in self._sides.read(numbers)]
         return {name: [columns[name] for columns in made] for name in batch}
 
-    def _read(self, numbers: Sequence[int]) -> list[Row]:
-        return _TEVATRON.read_numbered(self._rows[list(numbers)], numbers)
-
-    def _columns(self, row: Row, epoch: int) -> dict[str, Any]:
+    def _columns(self, row: Side, epoch: int) -> dict[str, Any]:
         positive, negatives = self.pick(row, epoch)
         if self.to == "labeled-list":
             labels = [1, *[0] * len(negatives)]
@@ -210,10 +288,10 @@ class Rotation:
         slots = {f"negative_{slot}": text for slot, text in enumerate(negatives, start=1)}
         return {"anchor": row.query, "positive": positive, **slots}
 
-    def pick(self, row: Row, epoch: int) -> tuple[str, list[str]]:
+    def pick(self, row: Side, epoch: int) -> tuple[str, list[str]]:
         """Choose one positive and the negatives that stand beside it in an epoch."""
         draw = seeded_draw(self.seed, id_of_hash(content_hash(row.query)))
-        positive = row.positives[(draw + epoch) % len(row.positives)].shown
+        positive = row.positives[(draw + epoch) % len(row.positives)]
         own = _own_negatives(row)
         random.Random(draw).shuffle(own)
         n = self.n_negatives
@@ -222,9 +300,9 @@ class Rotation:
             return positive, [own[(start + slot) % len(own)] for slot in range(n)]
         return positive, self._refilled(row, own, seeded_draw(draw, epoch))
 
-    def _refilled(self, row: Row, own: Sequence[str], draw: int) -> list[str]:
+    def _refilled(self, row: Side, own: Sequence[str], draw: int) -> list[str]:
         chosen = list(own)
-        taken = {*own, *(passage.shown for passage in row.positives)}
+        taken = {*own, *row.positives}
         for slot in range(len(own), self.n_negatives):
             candidates = self._of_others(row, seeded_draw(draw, slot))
             text = next((text for text in candidates if text not in taken), None)
@@ -234,36 +312,31 @@ class Rotation:
             chosen.append(text)
         return chosen
 
-    def _of_others(self, row: Row, draw: int) -> Iterator[str]:
+    def _of_others(self, row: Side, draw: int) -> Iterator[str]:
         """Yield negatives of other queries, from a row that the draw chooses on."""
         n_donors, query = len(self._donors), normalize(row.query)
         for step in range(min(n_donors, _MAX_TRIES)):
-            [other] = self._read([int(self._donors[(draw + step) % n_donors])])
+            [other] = self._sides.read([int(self._donors[(draw + step) % n_donors])])
             if normalize(other.query) != query:
                 negatives = other.negatives
                 first = draw % len(negatives)
-                yield from (passage.shown for passage in (*negatives[first:], *negatives[:first]))
+                yield from (*negatives[first:], *negatives[:first])
 
-    def _repeated(self, row: Row, chosen: Sequence[str]) -> list[str]:
+    def _repeated(self, row: Side, chosen: Sequence[str]) -> list[str]:
         if not chosen:
             raise RowError(
                 f"expected a negative for the query {row.query[:80]!r}, found none, and none in "
                 f"{min(len(self._donors), _MAX_TRIES)} other rows that is not a positive of it. Leave "
                 "the row out, or train with n_negatives=0."
             )
-        return list(islice(_cycle(chosen), self.n_negatives))
+        return list(islice(cycle(chosen), self.n_negatives))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rotation:
         return self  # a copy of the dataset goes through the same epochs
 
 
-def _own_negatives(row: Row) -> list[str]:
+def _own_negatives(row: Side) -> list[str]:
     """Return a row's distinct negatives that are no positives of it."""
-    positives = {passage.shown for passage in row.positives}
-    texts = dict.fromkeys(passage.shown for passage in row.negatives)
-    return [text for text in texts if text not in positives]
+    positives = set(row.positives)
+    return [text for text in dict.fromkeys(row.negatives) if text not in positives]
 
-
-def _cycle(texts: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from texts

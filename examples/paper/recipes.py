@@ -106,8 +106,8 @@ RERANKERS = {
 _SMOKE = {
     "e5-base": (1e-4, 2),
     "qwen2.5-7b": (3e-3, 3),
-    "qwen2.5-3b": (1e-2, 8),
-    "modernbert": (5e-3, 8),
+    "qwen2.5-3b": (3e-3, 6),
+    "modernbert": (5e-3, 4),
 }
 
 

@@ -51,6 +51,7 @@ def _write_qwen(folder: Path) -> None:
         vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=128, max_position_embeddings=512,
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
