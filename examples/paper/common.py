@@ -149,9 +149,13 @@ class FromCache:
     def __init__(self, relabeler: Relabeler) -> None:
         self.relabeler = relabeler
         self.tally = relabeler.new_tally()
+        self.n_known = 0
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return self.relabeler.relabel(batch, self.tally).written.batch
+        done = self.relabeler.relabel(batch, self.tally)
+        last = [trace[-1] for found in done.traces for trace in found.values()]
+        self.n_known += sum(verdict.relevance.is_decided for verdict in last)
+        return done.written.batch
 
     def __getstate__(self) -> dict[str, Any]:
         return {"relabeler": self.relabeler}  # a count would make `map` start over
@@ -163,10 +167,10 @@ class FromCache:
 def _check_verdicts(apply: FromCache, args: argparse.Namespace) -> None:
     report = apply.tally.report
     say(str(report))
-    n, n_undecided = report.negatives.total, report.negatives.undecided
-    if n and n_undecided == n:
+    n_undecided = report.negatives.undecided
+    if n_undecided and not apply.n_known:
         raise RelabelError(
-            f"expected verdicts for --variant {args.variant}, found none for any of {n:,} negatives. "
+            f"expected verdicts for --variant {args.variant}, found none for {n_undecided:,} negatives. "
             f"Judge first: hf-relabel run {args.data} --preset {args.preset} --output judged, or name "
             "published verdicts with --verdicts OWNER/NAME."
         )
