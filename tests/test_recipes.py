@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ SCRIPTS = {
     "qwen2.5-3b": "train_reranker",
     "modernbert": "train_reranker",
 }
+_PATIENCE_S = 1200  # seconds are enough on a quiet machine
+Env = Callable[..., dict[str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]
+LONG = ("--save-steps", "5", "--epochs", "4")
+_DONE: dict[str, Run] = {}
 PAIRS = [("which part of the cell makes ATP", "Most ATP is made by the mitochondria. " * n) for n in (1, 40)]  # fmt: skip
 
 
@@ -47,23 +52,35 @@ class Run:
         return str(self.folder / "final")
 
 
+def _start(
+    recipe: str, *options: str | Path, folder: Path, env: Env, launcher: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """Start a recipe's smoke in a folder."""
+    script = ROOT / f"examples/paper/{SCRIPTS[recipe]}.py"
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), "--recipe", recipe, "--smoke", *map(str, options)],
+        cwd=folder, env=env(OMP_NUM_THREADS="1"), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
 @pytest.fixture
-def start(subprocess_env: Callable[..., dict[str, str]], tmp_path: Path) -> Start:
-    """Start a recipe's smoke in the test's folder."""
+def start(subprocess_env: Env, tmp_path: Path) -> Start:
+    return partial(_start, folder=tmp_path, env=subprocess_env)
 
-    def start(recipe: str, *options: str | Path, launcher: tuple[str, ...] = ()) -> Any:
-        script = ROOT / f"examples/paper/{SCRIPTS[recipe]}.py"
-        return subprocess.Popen(
-            [sys.executable, *launcher, str(script), "--recipe", recipe, "--smoke", *map(str, options)],
-            cwd=tmp_path, env=subprocess_env(OMP_NUM_THREADS="1"), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
-    return start
+@pytest.fixture
+def whole(subprocess_env: Env, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the retriever with adapters from its beginning to its end, once for all tests."""
+    if "whole" not in _DONE:
+        folder = tmp_path_factory.mktemp("whole")
+        process = _start("qwen2.5-7b", *LONG, folder=folder, env=subprocess_env)
+        _DONE["whole"] = _finished(process, folder / "runs/qwen2.5-7b-default")
+    return _DONE["whole"]
 
 
 def _finished(process: subprocess.Popen[str], folder: Path) -> Run:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == 0, output
     return Run(output=output, folder=folder)
 
@@ -89,20 +106,18 @@ def test_e5(start: Start, tmp_path: Path) -> None:
     assert model.encode_query(["what makes ATP"]).shape == (1, 384)
 
 
-def test_qwen_retriever_with_adapters(start: Start, tmp_path: Path) -> None:
+def test_qwen_retriever_with_adapters(whole: Run) -> None:
     """Texts end in EOS, cut or not, and are no chat; adapters are merged, and moved the weights."""
     import torch
     from sentence_transformers import SentenceTransformer
 
-    run = _finished(start("qwen2.5-7b"), tmp_path / "runs/qwen2.5-7b-default")
-
-    _falls(run, to=0.6)
-    model = SentenceTransformer(run.model, device="cpu")
+    _falls(whole, to=0.6)
+    model = SentenceTransformer(whole.model, device="cpu")
     features = model.preprocess(["one", "one " * 200])
     for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
         assert ids[mask.sum() - 1] == model.tokenizer.eos_token_id
     assert "im_start" not in model.tokenizer.decode(features["input_ids"][0])
-    before = SentenceTransformer(str(run.folder / "tiny"), device="cpu")[0].model.state_dict()
+    before = SentenceTransformer(str(whole.folder / "tiny"), device="cpu")[0].model.state_dict()
     after = model[0].model.state_dict()
     assert before.keys() == after.keys()
     moved = {name.split(".")[-2] for name in after if not torch.equal(before[name], after[name])}
@@ -135,11 +150,10 @@ def test_modernbert_reranker(start: Start, tmp_path: Path) -> None:
     assert CrossEncoder(run.model, device="cpu").predict(PAIRS).shape == (2,)
 
 
-def test_a_killed_run_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(whole: Run, start: Start, tmp_path: Path) -> None:
     """Killed in the second epoch, adapters and dropout included: the later losses are the same."""
-    options = ["--save-steps", "5", "--epochs", "4"]
-    whole = _finished(start("qwen2.5-7b", *options, "--output", "whole"), tmp_path / "whole")
-    process = start("qwen2.5-7b", *options, "--output", "cut")
+    options = [*LONG, "--output", "cut"]
+    process = start("qwen2.5-7b", *options)
     try:
         _wait_for(tmp_path / "cut/checkpoint-5/trainer_state.json", process)
     finally:
@@ -147,9 +161,9 @@ def test_a_killed_run_goes_on_where_it_was(start: Start, tmp_path: Path) -> None
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
 
-    again = start("qwen2.5-7b", *options, "--output", "cut")
-    refused, _ = again.communicate(timeout=300)
-    resumed = _finished(start("qwen2.5-7b", *options, "--output", "cut", "--resume"), tmp_path / "cut")  # fmt: skip
+    again = start("qwen2.5-7b", *options)
+    refused, _ = again.communicate(timeout=_PATIENCE_S)
+    resumed = _finished(start("qwen2.5-7b", *options, "--resume"), tmp_path / "cut")  # fmt: skip
 
     assert again.returncode == 1
     assert "Go on with --resume" in refused
@@ -159,7 +173,7 @@ def test_a_killed_run_goes_on_where_it_was(start: Start, tmp_path: Path) -> None
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + _PATIENCE_S
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until, f"no {path}"
@@ -187,7 +201,7 @@ def test_variants_by_cached_verdicts(
     rows = ROOT / "hf_relabel/data/sample/rows.jsonl"
     options = ["--data", rows, "--limit", "24", "--preset", "offline", "--cache", tmp_path / "cache"]
     nothing = start("modernbert", *options, "--variant", "rlhn")
-    refused, _ = nothing.communicate(timeout=300)
+    refused, _ = nothing.communicate(timeout=_PATIENCE_S)
     judged = run_cli("run", rows, "--limit", "24", "--preset", "offline", "--cache", tmp_path / "cache", "--output", tmp_path / "judged")  # fmt: skip
     assert judged.returncode == 0, judged.stderr
 

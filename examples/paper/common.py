@@ -284,7 +284,7 @@ def finish(trainer: Any, args: argparse.Namespace, recipe: Recipe, *, then: str)
 
 def start(main: Any) -> None:
     """Run a script's main function; what a user can mend is said in one message, on one rank."""
-    # Tokenizers in forked workers warn, and torch's threads beside those of other ranks stall.
+    # Tokenizers in forked workers warn otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         main()

@@ -24,8 +24,8 @@ class Recipe:
         max_length: Tokens of a text (of a pair, for rerankers) while training.
         max_length_used: Tokens that the saved model reads.
         is_lora: Train adapters on all linear projections, merged when the model is saved.
-        mini_batch: Texts that pass through the model at once; None for all of them. The batch is
-            as large either way: embeddings are cached (Gao et al., 2021, arXiv:2101.06983).
+        mini_batch: Texts that pass through the model at once. It bounds memory and not the batch:
+            what comes out is cached (Gao et al., 2021, arXiv:2101.06983).
         dtype: Of the weights that are loaded.
         warmup: Share of the steps.
         n_negatives: Beside one positive.
@@ -38,8 +38,8 @@ class Recipe:
     accumulation: int
     max_length: int
     max_length_used: int
+    mini_batch: int
     is_lora: bool = False
-    mini_batch: int | None = None
     dtype: str = "float32"
     warmup: float = 0.1  # Tevatron's default
     n_negatives: int = 7
@@ -58,6 +58,7 @@ RETRIEVERS = {
         accumulation=4,
         max_length=350,
         max_length_used=512,
+        mini_batch=64,  # ours, as all of them are
     ),
     "qwen2.5-7b": Recipe(
         model="Qwen/Qwen2.5-7B",
@@ -67,8 +68,8 @@ RETRIEVERS = {
         accumulation=4,
         max_length=350,  # stated for E5 alone
         max_length_used=512,
+        mini_batch=16,
         is_lora=True,
-        mini_batch=16,  # ours: what fits
         dtype="bfloat16",
     ),
 }
@@ -84,8 +85,8 @@ RERANKERS = {
         accumulation=8,
         max_length=512,
         max_length_used=512,
-        is_lora=True,
         mini_batch=16,
+        is_lora=True,
         dtype="bfloat16",
     ),
     # Not in the paper, which tried ModernBERT as a retriever alone.
@@ -123,7 +124,7 @@ def shrunk(recipe: Recipe, name: str, model: str) -> Recipe:
         accumulation=1,
         max_length=32,
         max_length_used=64,
-        mini_batch=recipe.mini_batch and 16,
+        mini_batch=16,
         dtype="float32",
         n_negatives=3,
     )

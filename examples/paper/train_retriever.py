@@ -6,7 +6,8 @@
         --variant rlhn --preset paper --resume
 
 InfoNCE at temperature 0.01 over one positive, seven hard negatives and the batch, with another
-positive of each row and other negatives in every epoch.
+positive of each row and other negatives in every epoch. Embeddings are cached, so that a batch need not
+fit the device.
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ from hf_relabel.callbacks import RotationCallback, rotate
 from recipes import RETRIEVERS, Recipe
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.sentence_transformer.training_args import (
     SentenceTransformerTrainingArguments,
@@ -78,17 +76,6 @@ def _end_texts(tokenizer: object) -> None:
     )
 
 
-def build_loss(
-    model: SentenceTransformer, recipe: Recipe, *, gather: bool
-) -> MultipleNegativesRankingLoss | CachedMultipleNegativesRankingLoss:
-    """Return InfoNCE, with cached embeddings where the batch does not fit."""
-    if recipe.mini_batch is None:
-        return MultipleNegativesRankingLoss(model, scale=_SCALE, gather_across_devices=gather)
-    return CachedMultipleNegativesRankingLoss(
-        model, scale=_SCALE, gather_across_devices=gather, mini_batch_size=recipe.mini_batch
-    )
-
-
 def prompts_of(train: Dataset) -> dict[str, str]:
     """Return each column's prompt."""
     query, *passages = train.column_names
@@ -110,7 +97,12 @@ def main() -> None:
         model=model,
         args=training,
         train_dataset=train,
-        loss=build_loss(model, recipe, gather=args.gather),
+        loss=CachedMultipleNegativesRankingLoss(
+            model,
+            scale=_SCALE,
+            gather_across_devices=args.gather,
+            mini_batch_size=recipe.mini_batch,
+        ),
         callbacks=[RotationCallback(train)],
     )
     run(trainer, args)

@@ -315,7 +315,7 @@ def test_two_ranks_share_the_same_tuples_out(
         for rank in range(2)
     ]  # fmt: skip
     for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
+        output, _ = rank.communicate(timeout=600)
         assert rank.returncode == 0, output
 
     expected = _epochs(rotate(many_sided(), n_negatives=N_NEGATIVES, seed=3), 2)
