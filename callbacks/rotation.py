@@ -1,4 +1,4 @@
-"""Rotation: rows with several positives and many negatives, as one training tuple each, anew each epoch.
+"""Rotation: a row of several positives and many negatives is one tuple, another in each epoch.
 
     train = rotate(rows, n_negatives=7, seed=42)
     trainer = SentenceTransformerTrainer(
@@ -41,7 +41,10 @@ SHAPES = ("n-tuple", "labeled-list")
 """What a row can become: a tuple for retrievers, a list with labels for rerankers."""
 
 _MAX_TRIES = 64  # rows looked into for one refill; all of them refused means a dataset of one topic
-_LIST_FORMATS = {"tevatron": ("positive_passages", "negative_passages"), "flagembedding": ("pos", "neg")}
+_LIST_FORMATS = {
+    "tevatron": ("positive_passages", "negative_passages"),
+    "flagembedding": ("pos", "neg"),
+}
 """Formats that hold all passages of a query in one row, with the roles of the two lists."""
 
 
@@ -325,9 +328,9 @@ class Rotation:
     def _repeated(self, row: Side, chosen: Sequence[str]) -> list[str]:
         if not chosen:
             raise RowError(
-                f"expected a negative for the query {row.query[:80]!r}, found none, and none in "
-                f"{min(len(self._donors), _MAX_TRIES)} other rows that is not a positive of it. Leave "
-                "the row out, or train with n_negatives=0."
+                f"expected a negative for the query {row.query[:80]!r}, found none of its own, and "
+                f"none in {min(len(self._donors), _MAX_TRIES)} other rows that is no positive of it. "
+                "Leave the row out, or train with n_negatives=0."
             )
         return list(islice(cycle(chosen), self.n_negatives))
 
@@ -339,4 +342,3 @@ def _own_negatives(row: Side) -> list[str]:
     """Return a row's distinct negatives that are no positives of it."""
     positives = set(row.positives)
     return [text for text in dict.fromkeys(row.negatives) if text not in positives]
-

@@ -31,7 +31,10 @@ Env = Callable[..., dict[str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 LONG = ("--save-steps", "5", "--epochs", "4")
 _DONE: dict[str, Run] = {}
-PAIRS = [("which part of the cell makes ATP", "Most ATP is made by the mitochondria. " * n) for n in (1, 40)]  # fmt: skip
+PAIRS = [
+    ("which part of the cell makes ATP", "Most ATP is made by the mitochondria. " * n)
+    for n in (1, 40)
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,8 @@ def test_qwen_reranker_with_adapters(start: Start, tmp_path: Path) -> None:
     _falls(run, to=0.85)
     model = CrossEncoder(run.model, device="cpu")
     features = model.preprocess(PAIRS)
-    texts = [model.tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)]  # fmt: skip
+    rows = zip(features["input_ids"], features["attention_mask"], strict=True)
+    texts = [model.tokenizer.decode(ids[mask.bool()]) for ids, mask in rows]
     assert texts[0].startswith("query: which part of the cell makes ATP\ndocument: Most ATP")
     assert all(text.endswith("<|im_end|>") for text in texts)
     alone = [float(model.predict([pair])[0]) for pair in PAIRS]
@@ -199,10 +203,11 @@ def test_variants_by_cached_verdicts(
 ) -> None:
     """What `run` judged is applied without a call; without verdicts the training does not begin."""
     rows = ROOT / "hf_relabel/data/sample/rows.jsonl"
-    options = ["--data", rows, "--limit", "24", "--preset", "offline", "--cache", tmp_path / "cache"]
+    common = ["--limit", "24", "--preset", "offline", "--cache", tmp_path / "cache"]
+    options = ["--data", rows, *common]
     nothing = start("modernbert", *options, "--variant", "rlhn")
     refused, _ = nothing.communicate(timeout=_PATIENCE_S)
-    judged = run_cli("run", rows, "--limit", "24", "--preset", "offline", "--cache", tmp_path / "cache", "--output", tmp_path / "judged")  # fmt: skip
+    judged = run_cli("run", rows, *common, "--output", tmp_path / "judged", timeout_s=_PATIENCE_S)
     assert judged.returncode == 0, judged.stderr
 
     removed = _finished(

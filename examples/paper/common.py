@@ -22,7 +22,7 @@ from peft import (
 from recipes import Recipe, shrunk
 from smoke import tiny_model
 
-from hf_relabel import RelabelError, Relabeler
+from hf_relabel import Relabeler, RelabelError
 from hf_relabel.demo import load_sample
 from hf_relabel.files import load_source
 
@@ -170,9 +170,9 @@ def _check_verdicts(apply: FromCache, args: argparse.Namespace) -> None:
     n_undecided = report.negatives.undecided
     if n_undecided and not apply.n_known:
         raise RelabelError(
-            f"expected verdicts for --variant {args.variant}, found none for {n_undecided:,} negatives. "
-            f"Judge first: hf-relabel run {args.data} --preset {args.preset} --output judged, or name "
-            "published verdicts with --verdicts OWNER/NAME."
+            f"expected verdicts for --variant {args.variant}, found none for {n_undecided:,} "
+            f"negatives. Judge first: hf-relabel run {args.data} --preset {args.preset} --output "
+            "judged, or name published verdicts with --verdicts OWNER/NAME."
         )
     if n_undecided:
         say(f"{n_undecided:,} negatives have no verdict, and stay; hf-relabel run asks about them.")

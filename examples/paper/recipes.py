@@ -75,8 +75,8 @@ RETRIEVERS = {
 }
 
 RERANKERS = {
-    # The paper names the model and the first stage, and neither loss, epochs nor batch: rate and epochs
-    # are those of the retriever of the same family.
+    # The paper names the model and the first stage, and neither loss, epochs nor batch: rate and
+    # epochs are those of the retriever of the same family.
     "qwen2.5-3b": Recipe(
         model="Qwen/Qwen2.5-3B",
         learning_rate=5e-6,

@@ -58,7 +58,7 @@ def _write_qwen(folder: Path) -> None:
 
 def _write_modernbert(folder: Path) -> None:
     special = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
-    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained = _trained(backend, list(special.values()))
     backend.model = models.BPE(

@@ -1,10 +1,10 @@
 """Train a reranker on the rows of a retriever: Qwen2.5-3B as in the RLHN paper, or ModernBERT.
 
     python examples/paper/train_reranker.py --recipe modernbert --smoke
-    torchrun --nproc-per-node 2 examples/paper/train_reranker.py --recipe qwen2.5-3b --data rlhn/rlhn-680K
+    torchrun --nproc-per-node 2 examples/paper/train_reranker.py --recipe qwen2.5-3b --data ROWS
 
-A softmax over one positive and seven hard negatives of each row, other ones in every epoch; logits are
-cached, so that a batch need not fit the device.
+A softmax over one positive and seven hard negatives of each row, other ones in every epoch; logits
+are cached, so that a batch need not fit the device.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Train a retriever as the RLHN paper did: E5-base or Qwen2.5-7B.
 
     python examples/paper/train_retriever.py --recipe e5-base --smoke
-    torchrun --nproc-per-node 4 examples/paper/train_retriever.py --recipe e5-base --data rlhn/rlhn-680K
-    torchrun --nproc-per-node 2 examples/paper/train_retriever.py --recipe qwen2.5-7b --data rows.jsonl \\
-        --variant rlhn --preset paper --resume
+    torchrun --nproc-per-node 4 examples/paper/train_retriever.py --recipe e5-base --data ROWS
+    torchrun --nproc-per-node 2 examples/paper/train_retriever.py --recipe qwen2.5-7b --data ROWS
 
 InfoNCE at temperature 0.01 over one positive, seven hard negatives and the batch, with another
-positive of each row and other negatives in every epoch. Embeddings are cached, so that a batch need not
-fit the device.
+positive of each row and other negatives in every epoch. Embeddings are cached, so that a batch need
+not fit the device. ROWS is a file, a folder or a Hub id, and --resume goes on after a break.
 """
 
 from __future__ import annotations
