@@ -7,7 +7,8 @@
 Modules, each importing only from those before it: identity (64-bit ids of texts), index (verdicts
 on disk, read without a lock), counts, shapes (which columns are what), edits (a batch before and
 after), collator (edits where batches are made), masking (exact -inf masks in the loss), live
-(judging in the background), callback. Names are loaded when they are first used: torch is needed by
+(judging in the background), callback. Beside them: rotation (one tuple of a row for each epoch) and
+epochs (its callback). Names are loaded when they are first used: torch is needed by
 the last of them alone.
 """
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from hf_relabel.callbacks.callback import RelabelCallback as RelabelCallback
     from hf_relabel.callbacks.collator import RelabelCollator as RelabelCollator
     from hf_relabel.callbacks.collator import relabel_batch as relabel_batch
+    from hf_relabel.callbacks.epochs import RotationCallback as RotationCallback
     from hf_relabel.callbacks.index import VerdictIndex as VerdictIndex
+    from hf_relabel.callbacks.rotation import rotate as rotate
 
 _HOMES = {
     "RelabelCallback": "callback",
     "RelabelCollator": "collator",
+    "RotationCallback": "epochs",
     "VerdictIndex": "index",
     "relabel_batch": "collator",
+    "rotate": "rotation",
 }
 
 __all__ = sorted(_HOMES)
