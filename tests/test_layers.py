@@ -36,13 +36,18 @@ ORDER = [
     "batch_exchange",
     "files",
     "demo",
+    "benchmark",
+    "search",
     "evaluate",
+    "compare",
+    "suites",
     "agreement",
     "prune",
     "callbacks",
     "hub_cards",
     "hub",
     "hub_commands",
+    "evaluate_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.
