@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_relabel.hub import publish as publish
     from hf_relabel.judges.batches import BatchSettings as BatchSettings
     from hf_relabel.judges.chat import ChatJudge as ChatJudge
+    from hf_relabel.judges.cross_encoder import CrossEncoderJudge as CrossEncoderJudge
     from hf_relabel.judges.embedding import EmbeddingJudge as EmbeddingJudge
     from hf_relabel.judges.endpoint import Endpoint as Endpoint
     from hf_relabel.judges.protocol import Judge as Judge
@@ -38,6 +39,7 @@ _HOMES = {
     "BatchSettings": "judges.batches",
     "Cascade": "cascade",
     "ChatJudge": "judges.chat",
+    "CrossEncoderJudge": "judges.cross_encoder",
     "EmbeddingJudge": "judges.embedding",
     "Endpoint": "judges.endpoint",
     "Judge": "judges.protocol",

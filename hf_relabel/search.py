@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_relabel.benchmark import Benchmark, judged_queries
 from hf_relabel.errors import MissingExtraError, SettingError, SourceError
-from hf_relabel.judges.embedding import bundled_folder, no_progress_bar
+from hf_relabel.judges.embedding import bundled_folder
+from hf_relabel.judges.local_models import no_progress_bar
 
 if TYPE_CHECKING:
     import torch

