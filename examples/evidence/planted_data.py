@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from hf_relabel.evaluate import Benchmark, load_benchmark
 
+from hf_relabel.benchmark import Benchmark, judged_queries, load_benchmark
 from hf_relabel.formats import content_hash, resolve
 
 __all__ = ["Collection", "Planted", "load_collection", "plant"]
@@ -49,6 +49,7 @@ class Collection:
         everything: All queries as one benchmark.
         train: The ids of the queries to train on; in "known", of all folds.
         test: Likewise.
+        n_train: At most so many are trained on; None for all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Collection:
     everything: Benchmark
     train: Sequence[str]
     test: Sequence[str]
+    n_train: int | None
 
     def split(self, seed: int, *, is_development: bool = False) -> tuple[list[str], Benchmark]:
         """Return the queries to train on, and the benchmark of the others.
@@ -74,7 +76,7 @@ class Collection:
         if is_development:
             random.Random(f"development {seed}").shuffle(train)
             train, test = train[len(train) // 3 :], train[: len(train) // 3]
-        return sorted(train), self.benchmark(test)
+        return sorted(train)[: self.n_train], self.benchmark(test)
 
     def benchmark(self, query_ids: Sequence[str]) -> Benchmark:
         """Return the benchmark of some queries, over the whole corpus."""
@@ -127,8 +129,9 @@ def load_collection(folder: Path, *, n_train: int | None = None) -> Collection:
             queries={**train.queries, **test.queries},
             qrels={**train.qrels, **test.qrels},
         ),
-        train=train.judged_queries()[:n_train],
-        test=test.judged_queries(),
+        train=judged_queries(train.qrels),
+        test=judged_queries(test.qrels),
+        n_train=n_train,
     )
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import time
 from collections import Counter
@@ -43,9 +44,6 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
-from hf_relabel.compare import compare
-from hf_relabel.evaluate import Evaluation, evaluate, retrieve, score
-from hf_relabel.judges.cross_encoder import CrossEncoderJudge
 from planted_data import Collection, Planted, load_collection, plant
 from planted_training import (
     Training,
@@ -58,7 +56,11 @@ from simulated_judges import Rates, paper_rates, simulated_cascade
 
 from hf_relabel import Cascade, Relabeler, Stage
 from hf_relabel.cache import VerdictCache
+from hf_relabel.compare import compare
+from hf_relabel.evaluate import Evaluation, evaluate, score
+from hf_relabel.judges.cross_encoder import CrossEncoderJudge
 from hf_relabel.questions import Question
+from hf_relabel.search import SearchSettings, retrieve
 
 ACTIONS = {
     "remove": "remove_row",
@@ -78,6 +80,8 @@ def main() -> None:
     args = _arguments()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     store = Store(Path(args.output), _settings(args))
@@ -195,14 +199,13 @@ class Noise:
         """Relabel, train and test one arm."""
         clock = Clock()
         if arm == "not trained":
-            run = self._untrained
-            evaluation = Evaluation(
-                model=arm, benchmark=self._test.name, per_query=score(self._test.qrels, run)
-            )
+            evaluation = self._as_it_was(arm)
             clock.lap("rank")
             return self._result(arm, evaluation, clock, rows=None, judged=None)
         rows, judged = self.rows(arm)
         clock.lap("judge")
+        if not len(rows):  # a judge that flags everything leaves nothing to learn from
+            return self._result(arm, self._as_it_was(arm), clock, rows=rows, judged=judged)
         model = train_bi_encoder(rows, self._how, seed=self.seed)
         clock.lap("train")
         found = evaluate(
@@ -210,6 +213,11 @@ class Noise:
         )
         clock.lap("test")
         return self._result(arm, replace(found, model=arm), clock, rows=rows, judged=judged)
+
+    def _as_it_was(self, arm: str) -> Evaluation:
+        """Return the untrained model's evaluation."""
+        found = score(self._test.qrels, self._untrained)
+        return Evaluation(model=arm, benchmark=self._test.name, per_query=found)
 
     def _result(
         self,
@@ -228,6 +236,7 @@ class Noise:
             "n_positives": None if rows is None else sum(map(len, rows["positive_passages"])),
             "judged": judged,
             "seconds": clock.laps,
+            "cpu_seconds": clock.cpu_s(),
             "evaluation": evaluation.to_json(),
         }
 
@@ -253,14 +262,14 @@ class Noise:
         return [(0, self._planted.rows)]
 
     def _relabeler(self, arm: str, half: int) -> Relabeler:
-        cascade = {
-            "TopK-PercPos": lambda: Cascade([Stage(CrossEncoderJudge.perc_pos(self._cross[half]))]),
-            "screened": lambda: self._screened(half),
-        }.get(arm, lambda: self._cascade)()
+        if arm == "TopK-PercPos":
+            cascade = Cascade([Stage(self._cross_encoder(half, threshold=None))])
+        else:
+            cascade = self._screened(half) if arm == "screened" else self._cascade
         return Relabeler(cascade, action=ACTIONS[arm], cache=self._cache, seed=self.seed)
 
     def _screened(self, half: int) -> Cascade:
-        screen = CrossEncoderJudge(self._cross[half], share_of_positive=None, name="screen")
+        screen = self._cross_encoder(half, share_of_positive=None, name="screen")
         questions = [
             Question(query=row.query, passages=tuple(p.shown for p in row.positives))
             for row in self._plain.rows(self._halves[half])
@@ -287,13 +296,14 @@ class Noise:
         first, second = (self._planted.rows.select(range(k, n_rows, 2)) for k in range(2))
         return first, second
 
-    @cached_property
-    def _cross(self) -> list[Any]:
-        """One cross-encoder for each half, trained on the other."""
-        models = [
-            train_cross_encoder(rows, self._how, seed=self.seed) for rows in reversed(self._halves)
-        ]
-        return [in_bf16(model, self._how) for model in models]
+    def _cross_encoder(self, half: int, **rule: Any) -> CrossEncoderJudge:
+        """Return a judge of one half, whose model was trained on the other half and is kept."""
+        name = f"{self.collection.name}-{self.seed}-{half}"
+        folder = self._folder / "cross-encoders" / name
+        if not folder.exists():
+            train_cross_encoder(self._halves[1 - half], self._how, folder, seed=self.seed)
+        dtype = "bfloat16" if self._how.bf16 else "float32"
+        return CrossEncoderJudge(str(folder), device=self._how.device, dtype=dtype, **rule)
 
     @cached_property
     def _planted(self) -> Planted:
@@ -313,7 +323,8 @@ class Noise:
         file = self._folder / f"{self.collection.name}-untrained-{self._args.test_length}.json"
         if not file.exists():
             model = in_bf16(load_model(self._how), self._how)
-            run = retrieve(model, self.collection.everything, max_seq_length=self._args.test_length)
+            settings = SearchSettings(max_seq_length=self._args.test_length)
+            run = retrieve(model, self.collection.everything, settings)
             file.write_text(json.dumps(run), "utf-8")
         found: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8"))
         return found
@@ -325,12 +336,17 @@ class Clock:
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.monotonic()
+        self._first_cpu_s = time.process_time()
 
     def lap(self, what: str) -> None:
         """Book the time since the last lap."""
         now = time.monotonic()
         self.laps[what] = round(now - self._last, 1)
         self._last = now
+
+    def cpu_s(self) -> float:
+        """Return the processor time since the start: the same on a busy machine as on a quiet one."""
+        return round(time.process_time() - self._first_cpu_s, 1)
 
 
 def _in_order(rows: Dataset, query_ids: Sequence[str]) -> Dataset:

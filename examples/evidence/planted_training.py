@@ -12,7 +12,8 @@ import random
 import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, Value, concatenate_datasets
@@ -29,12 +30,11 @@ from sentence_transformers.sentence_transformer.training_args import (
     BatchSamplers,
     SentenceTransformerTrainingArguments,
 )
+from transformers import PrinterCallback
 
 from hf_relabel.formats import convert
 
 __all__ = ["Training", "in_bf16", "load_model", "train_bi_encoder", "train_cross_encoder"]
-
-Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +68,16 @@ class Training:
     device: str
 
 
-def load_model(how: Training, *, max_seq_length: int | None = None) -> SentenceTransformer:
+def load_model(how: Training) -> SentenceTransformer:
     """Load the model that all arms start from."""
     model = SentenceTransformer(_source(how), device=how.device)
-    model.max_seq_length = max_seq_length or how.max_seq_length
+    model.max_seq_length = how.max_seq_length
+    model.model_card_data.generate_widget_examples = False
     return model
 
 
-def in_bf16(model: Model, how: Training) -> Model:
-    """Let a trained model multiply in bfloat16, as it did in training, in whatever thread."""
+def in_bf16(model: SentenceTransformer, how: Training) -> SentenceTransformer:
+    """Let a trained model multiply in bfloat16, as it did in training."""
     if how.bf16:
         autocast = torch.autocast(torch.device(how.device).type, dtype=torch.bfloat16)
         model.forward = autocast(model.forward)
@@ -93,12 +94,13 @@ def train_bi_encoder(rows: Dataset, how: Training, *, seed: int) -> SentenceTran
             learning_rate=how.learning_rate,
             batch_sampler=BatchSamplers.NO_DUPLICATES,
         )
-        SentenceTransformerTrainer(
+        trainer = SentenceTransformerTrainer(
             model=model,
             args=settings,
             train_dataset=rotated(rows, how, seed=seed),
             loss=MultipleNegativesRankingLoss(model),
-        ).train()
+        )
+        _train_quietly(trainer)
     return model
 
 
@@ -128,8 +130,8 @@ def _turn(row: dict[str, Any], *, epoch: int, width: int, seed: int) -> dict[str
     }
 
 
-def train_cross_encoder(rows: Dataset, how: Training, *, seed: int) -> CrossEncoder:
-    """Train a one-logit head on the same model, to tell rows' positives from their negatives."""
+def train_cross_encoder(rows: Dataset, how: Training, folder: Path, *, seed: int) -> None:
+    """Train a one-logit head on the same model to tell positives from negatives; keep it."""
     torch.manual_seed(seed)  # the head's first weights are random
     model = CrossEncoder(
         _source(how), num_labels=1, max_length=how.cross_max_length, device=how.device
@@ -137,19 +139,27 @@ def train_cross_encoder(rows: Dataset, how: Training, *, seed: int) -> CrossEnco
     pairs = convert(rows, "labeled-pair")
     n_positive = sum(pairs["label"])
     weight = torch.tensor((len(pairs) - n_positive) / n_positive)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         settings = CrossEncoderTrainingArguments(
-            **{**_settings(how, folder, seed=seed), "num_train_epochs": how.cross_epochs},
+            **{**_settings(how, scratch, seed=seed), "num_train_epochs": how.cross_epochs},
             per_device_train_batch_size=32,
             learning_rate=how.cross_learning_rate,
         )
-        CrossEncoderTrainer(
+        trainer = CrossEncoderTrainer(
             model=model,
             args=settings,
             train_dataset=pairs.cast_column("label", Value("float32")),
             loss=BinaryCrossEntropyLoss(model, pos_weight=weight),
-        ).train()
-    return model
+        )
+        _train_quietly(trainer)
+    unfinished = folder.with_name(f"{folder.name}.part")
+    model.save_pretrained(str(unfinished))
+    unfinished.replace(folder)
+
+
+def _train_quietly(trainer: Any) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 def _settings(how: Training, folder: str, *, seed: int) -> dict[str, Any]:
