@@ -77,7 +77,7 @@ FLAGGED = ("better", "worse")
 
 def main() -> None:
     """Run what is missing, and print the tables."""
-    args = _arguments()
+    args = parsed()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -243,23 +243,23 @@ class Noise:
     def rows(self, arm: str) -> tuple[Dataset, dict[str, Any] | None]:
         """Return an arm's rows, and what its judges found."""
         if arm == "default":
-            return self._planted.rows, None
+            return self.planted.rows, None
         if arm == "never noisy":
-            return self._planted.clean, None
+            return self.planted.clean, None
         parts = [(self._relabeler(arm, half), rows) for half, rows in self._parts(arm)]
         # `map` asks the judges; decisions are read from the cache afterward.
         written = [rows.map(relabeler, batched=True) for relabeler, rows in parts]
         decided = [relabeler.decisions(rows) for relabeler, rows in parts]
         titles = [stage.title for stage in parts[0][0].cascade.stages]
-        new = _in_order(concatenate_datasets(written), self._planted.rows["query_id"])
-        judged = count(concatenate_datasets(decided), self._planted, titles)
-        return new, {**judged, "rows_dropped": len(self._planted.rows) - len(new)}
+        new = _in_order(concatenate_datasets(written), self.planted.rows["query_id"])
+        judged = count(concatenate_datasets(decided), self.planted, titles)
+        return new, {**judged, "rows_dropped": len(self.planted.rows) - len(new)}
 
     def _parts(self, arm: str) -> list[tuple[int, Dataset]]:
         """Return the rows that one relabeler works on: two halves where a cross-encoder judges."""
         if arm in ("TopK-PercPos", "screened"):
             return list(enumerate(self._halves))
-        return [(0, self._planted.rows)]
+        return [(0, self.planted.rows)]
 
     def _relabeler(self, arm: str, half: int) -> Relabeler:
         if arm == "TopK-PercPos":
@@ -288,12 +288,12 @@ class Noise:
 
     @cached_property
     def _cascade(self) -> Cascade:
-        return simulated_cascade(self._planted.key, rates=_rates(self._args), seed=self.seed)
+        return simulated_cascade(self.planted.key, rates=_rates(self._args), seed=self.seed)
 
     @cached_property
     def _halves(self) -> tuple[Dataset, Dataset]:
-        n_rows = len(self._planted.rows)
-        first, second = (self._planted.rows.select(range(k, n_rows, 2)) for k in range(2))
+        n_rows = len(self.planted.rows)
+        first, second = (self.planted.rows.select(range(k, n_rows, 2)) for k in range(2))
         return first, second
 
     def _cross_encoder(self, half: int, **rule: Any) -> CrossEncoderJudge:
@@ -306,7 +306,8 @@ class Noise:
         return CrossEncoderJudge(str(folder), device=self._how.device, dtype=dtype, **rule)
 
     @cached_property
-    def _planted(self) -> Planted:
+    def planted(self) -> Planted:
+        """The rows, and the key to them."""
         return plant(
             self.collection,
             self._train,
@@ -518,7 +519,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
-def _arguments() -> argparse.Namespace:
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     rates = paper_rates()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
@@ -558,7 +560,7 @@ def _arguments() -> argparse.Namespace:
     training.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     training.add_argument("--device", default="cpu")
     training.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.quick:
         quick = {"seeds": 1, "n_train": 24, "epochs": 1, "train_length": 32, "test_length": 32}
         vars(args).update(quick, cross_epochs=1)
