@@ -58,7 +58,7 @@ class Collection:
     everything: Benchmark
     train: Sequence[str]
     test: Sequence[str]
-    n_train: int | None
+    n_train: int | None = None
 
     def split(self, seed: int, *, is_development: bool = False) -> tuple[list[str], Benchmark]:
         """Return the queries to train on, and the benchmark of the others.
