@@ -72,7 +72,6 @@ def load_model(how: Training) -> SentenceTransformer:
     """Load the model that all arms start from."""
     model = SentenceTransformer(_source(how), device=how.device)
     model.max_seq_length = how.max_seq_length
-    model.model_card_data.generate_widget_examples = False
     return model
 
 
