@@ -49,7 +49,7 @@ class Collection:
         everything: All queries as one benchmark.
         train: The ids of the queries to train on; in "known", of all folds.
         test: Likewise.
-        n_train: At most so many are trained on; None for all.
+        n_train: At most so many are trained on, others for each seed; None for all.
     """
 
     name: str
@@ -76,7 +76,9 @@ class Collection:
         if is_development:
             random.Random(f"development {seed}").shuffle(train)
             train, test = train[len(train) // 3 :], train[: len(train) // 3]
-        return sorted(train)[: self.n_train], self.benchmark(test)
+        if self.n_train is not None and self.n_train < len(train):
+            train = random.Random(f"train {seed}").sample(sorted(train), self.n_train)
+        return sorted(train), self.benchmark(test)
 
     def benchmark(self, query_ids: Sequence[str]) -> Benchmark:
         """Return the benchmark of some queries, over the whole corpus."""
