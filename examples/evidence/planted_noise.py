@@ -455,9 +455,9 @@ def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
 def judge_table(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return what each arm's judges found, all seeds together, and what became of the rows."""
     lines = [
-        "| arm | hidden ones found | irrelevant ones flagged | right flags | rows flagged | "
-        "rows dropped | passages asked, by stage |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | hidden ones found | irrelevant ones flagged | right flags | "
+        "rows seen by the last stage | rows flagged | rows dropped | passages asked, by stage |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arm, results in arms.items():
         judged = [result["judged"] for result in results if result["judged"]]
@@ -472,11 +472,13 @@ def _judge_cells(judged: Sequence[Mapping[str, Any]]) -> str:
     for counts in judged:
         total.update({name: n for name, n in counts.items() if isinstance(n, int)})
         asked.update(counts["asked"])
+        total["rows_last"] += list(counts["rows_asked"].values())[-1]
     flagged = total["found"] + total["false_flags"]
     cells = [
         _share(total["found"], total["hidden"]),
         _share(total["false_flags"], total["negatives"] - total["hidden"]),
         _share(total["found"], flagged),
+        _share(total["rows_last"], total["rows"]),
         _share(total["rows_flagged"], total["rows"]),
         _share(total["rows_dropped"], total["rows"]),
         ", ".join(f"{title} {n:,}" for title, n in asked.items()),
