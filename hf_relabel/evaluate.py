@@ -165,17 +165,16 @@ def evaluate(
     name = name or model_name(model)
     if isinstance(model, str):
         model = load_model(model, is_reranker=first_stage is not None, device=device)
-    first_name = None if first_stage is None else _first_name(first_stage)
-    if isinstance(first_stage, str):
-        first_stage = load_model(first_stage, device=device)
+    noted = {"first_stage": None if first_stage is None else _first_name(first_stage)}
+    stage = load_model(first_stage, device=device) if isinstance(first_stage, str) else first_stage
     return evaluate_with(
         model,
         benchmark,
         settings,
-        first_stage=first_stage,
+        first_stage=stage,
         metrics=metrics,
         name=name,
-        noted={"first_stage": first_name},
+        noted=noted,
         progress=progress,
     )
 

@@ -137,7 +137,7 @@ def evaluate(
             model, benchmark, settings,
             folder=output, first_stage=first_stage, metrics=metrics, split=split,
             local=_pairs(local), ignores_identical_ids=ignore_identical_ids, save_runs=save_runs,
-            device=device, progress=show,
+            device=device, progress=show, done=lambda each: _print_done(each, metrics[0]),
         )  # fmt: skip
     _print_evaluations(found, benchmark, metrics)
     if output is not None:
@@ -147,17 +147,10 @@ def evaluate(
 def _compare(a: str, b: str, metrics: Sequence[str] | None, seed: int, plot: Path | None) -> None:
     from hf_relabel.compare import compare_all, draw
     from hf_relabel.evaluate import METRICS
-    from hf_relabel.suites import read_evaluations
 
-    by_benchmark = []
-    for side in (a, b):
-        found: dict[str, list[Any]] = {}
-        for path in side.split(","):
-            for evaluation in read_evaluations(path):
-                found.setdefault(evaluation.benchmark, []).append(evaluation)
-        by_benchmark.append(found)
+    of_a, of_b = _by_benchmark(a), _by_benchmark(b)
     for index, metric in enumerate(metrics or METRICS[:1]):
-        comparisons = compare_all(*by_benchmark, metric, seed=seed)
+        comparisons = compare_all(of_a, of_b, metric, seed=seed)
         _print_comparisons(comparisons)
         if index:
             continue  # the plot is of the first
@@ -170,6 +163,17 @@ def _compare(a: str, b: str, metrics: Sequence[str] | None, seed: int, plot: Pat
             err.print(f"No plot: {error}", style="yellow", highlight=False, markup=False)
         else:
             out.print(f"Plot: {path}", soft_wrap=True, highlight=False)
+
+
+def _by_benchmark(paths: str) -> dict[str, list[Any]]:
+    """Read results, several paths being several seeds."""
+    from hf_relabel.suites import read_evaluations
+
+    found: dict[str, list[Any]] = {}
+    for path in paths.split(","):
+        for evaluation in read_evaluations(path):
+            found.setdefault(evaluation.benchmark, []).append(evaluation)
+    return found
 
 
 def _pairs(given: Sequence[str] | None) -> dict[str, str]:
@@ -206,6 +210,11 @@ def _progress(output: Path | None) -> Iterator[Callable[[str], Callable[[str, in
         raise InterruptedEvaluationError(
             f"interrupted. {saved}; the same command goes on: hf-relabel {shlex.join(sys.argv[1:])}"
         ) from None
+
+
+def _print_done(found: Any, metric: str) -> None:
+    """Say one result at once: a suite takes hours, and a log shows no bar."""
+    err.print(f"{found.benchmark}: {metric} {found.mean(metric):.4f}", highlight=False, style="dim")
 
 
 def _print_evaluations(found: Sequence[Any], names: Sequence[str], metrics: Sequence[str]) -> None:

@@ -230,7 +230,7 @@ def read_run(path: Path) -> dict[str, dict[str, float]]:
         raise MissingExtraError.of(error.name or "ir_measures", "evaluate", "Scoring") from error
     run: dict[str, dict[str, float]] = {}
     try:
-        for found in ir_measures.read_trec_run(str(path)):
+        for found in ir_measures.read_trec_run(str(path)):  # type: ignore[no-untyped-call]
             run.setdefault(found.query_id, {})[found.doc_id] = found.score
     except (OSError, ValueError) as error:
         raise SourceError(

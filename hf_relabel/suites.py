@@ -257,6 +257,7 @@ def evaluate_all(
     save_runs: bool = False,
     device: str | None = None,
     progress: Callable[[str], Progress] | None = None,
+    done: Callable[[Evaluation], None] | None = None,
 ) -> list[Evaluation]:
     """Measure a model on benchmarks and groups of them, and save each result before the next.
 
@@ -277,6 +278,7 @@ def evaluate_all(
         save_runs: Whether to write what was found, in TREC's format.
         device: Where models run, as torch names it.
         progress: Called with each benchmark's name, it returns what is told how far that is.
+        done: Called with each result, measured or read.
 
     Returns:
         Evaluations in the order of `names`, groups unfolded.
@@ -323,6 +325,8 @@ def evaluate_all(
             )
             results.write(leaf, evaluation)
         found.append(evaluation)
+        if done is not None:
+            done(evaluation)
     return found
 
 
@@ -425,6 +429,11 @@ def _first_stage(
         return read_run(path)
     if (path / f"{benchmark}.run").is_file():
         return read_run(path / f"{benchmark}.run")
+    if any(path.glob("*.run")):
+        raise SourceError(
+            f"expected {benchmark}.run in the folder {path.name}, found other runs. Make it with "
+            "`hf-relabel evaluate --save-runs`, or give the first stage as a model."
+        )
     if "first_stage" not in loaded:
         loaded["first_stage"] = load_model(given, device=device)
     return loaded["first_stage"]
@@ -462,9 +471,7 @@ def _mteb_task(name: str) -> Any:
     try:
         import mteb
     except ImportError as error:
-        raise MissingExtraError.of(
-            error.name or "mteb", "evaluate", f"Benchmark {name!r}"
-        ) from error
+        raise MissingExtraError.of(error.name or "mteb", "mteb", f"Benchmark {name!r}") from error
     try:
         return mteb.get_task(name)
     except KeyError as error:
@@ -477,9 +484,9 @@ def _mteb_task(name: str) -> Any:
 def _only_part(task: Any, name: str, split: str | None) -> Any:
     """Return the queries, corpus and qrels of a task's one language and split."""
     languages = getattr(task, "dataset", None) or {}
-    parts = next(iter(languages.values()), {})
+    parts: Mapping[str, Any] = next(iter(languages.values()), {})
     split = split or (next(iter(parts)) if len(parts) == 1 else None)
-    data = parts.get(split, {}) if len(languages) == 1 else {}
+    data = parts.get(split or "", {}) if len(languages) == 1 else {}
     if "relevant_docs" not in data:
         raise SettingError(
             f"expected a task of text retrieval with one language and split, found {name!r} with "
@@ -518,4 +525,6 @@ def _from_air_bench(name: str) -> Benchmark:
 def _digest(model: str) -> str | None:
     """Hash the files of a model in a folder: another training saved there is another model."""
     folder = Path(model_source(model))
-    return digest_of_folder(folder)[:16] if folder.is_dir() else None
+    # A first stage may be a folder of runs, to which more runs may come: that changes nothing.
+    is_model = any((folder / name).exists() for name in ("config.json", "modules.json"))
+    return digest_of_folder(folder)[:16] if is_model else None
