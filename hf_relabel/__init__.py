@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hf_relabel.questions import Question as Question
     from hf_relabel.questions import Reply as Reply
     from hf_relabel.report import RelabelReport as RelabelReport
+    from hf_relabel.scores import drop_by_score as drop_by_score
+    from hf_relabel.scores import score as score
     from hf_relabel.transform import Relabeler as Relabeler
     from hf_relabel.verdicts import Action as Action
     from hf_relabel.verdicts import Relevance as Relevance
@@ -56,7 +58,9 @@ _HOMES = {
     "Verdict": "verdicts",
     "VerdictCache": "cache",
     "convert": "formats",
+    "drop_by_score": "scores",
     "publish": "hub",
+    "score": "scores",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -233,7 +233,14 @@ class Cascade:
                 question = Question(query="", passages=call.passages, subset=subset)
                 verdicts = _read(judge, question, call.reply, call.key) or []
                 pairs = zip(call.passages, verdicts, strict=False)
-                reasons.update({key: v.reason for key, v in pairs if v.reason and key in traces})
+                # An earlier stage's call shows passages too on which a later one had the last word.
+                reasons.update(
+                    {
+                        passage: verdict.reason
+                        for passage, verdict in pairs
+                        if verdict.reason and passage in traces and traces[passage][-1].call == key
+                    }
+                )
         return reasons
 
     def stop(self) -> None:
@@ -250,6 +257,11 @@ class Cascade:
         """
         self._prices = prices
         self._asked_in_vain.clear()
+
+    def passed_on(self, question: Question, verdicts: Sequence[Verdict]) -> Question:
+        """Return what the next stage is asked, given what one said of each passage."""
+        pending = self._passed_on(range(len(question.passages)), verdicts)
+        return replace(question, passages=tuple(question.passages[index] for index in pending))
 
     async def _judge_open(self, question: Question, cache: VerdictCache, ask: _Ask) -> list[Trace]:
         query = content_hash(question.query)

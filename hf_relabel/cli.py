@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import evaluate_commands, hub_commands
+from hf_relabel import evaluate_commands, hub_commands, score_commands
+from hf_relabel.arguments import mapping_of, shard_of
 from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError
 
 __all__ = ["app", "main"]
@@ -41,6 +42,8 @@ app.add_typer(batches, name="batches")
 app.command()(hub_commands.publish)
 app.command()(evaluate_commands.evaluate)
 app.add_typer(hub_commands.hub, name="hub")
+app.command()(score_commands.score)
+app.command("drop-by-score")(score_commands.drop_by_score)
 verdicts.command("pull")(hub_commands.pull)
 out = Console()
 err = Console(stderr=True)
@@ -84,7 +87,7 @@ Input = Annotated[
         help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
     ),
 ]
-PresetName = Annotated[str, typer.Option("--preset", help="paper, current or offline.")]
+PresetName = Annotated[str, typer.Option("--preset", help="paper, current, screened or offline.")]
 BaseUrl = Annotated[
     str | None,
     typer.Option(
@@ -94,6 +97,14 @@ BaseUrl = Annotated[
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="A stage's model, cheap to strong; once for each stage."),
+]
+Screen = Annotated[
+    str | None,
+    typer.Option("--screen", help="The cross-encoder of preset screened: a name or a folder."),
+]
+ScreenThreshold = Annotated[
+    float | None,
+    typer.Option("--screen-threshold", help="The lowest score that it passes on.", min=0, max=1),
 ]
 ProtocolName = Annotated[Form | None, typer.Option("--protocol", help="How judges reply.")]
 PromptFile = Annotated[
@@ -143,6 +154,8 @@ def run(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     action: ActionOption = None,
@@ -188,12 +201,14 @@ def run(
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
 
-    index, n_shards = _shard_of(shard)
+    index, n_shards = shard_of(shard)
     relabeler = _relabeler(
         published=published,
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         action=action and action.value.replace("-", "_"),
@@ -202,7 +217,7 @@ def run(
         max_false_negatives="preset" if max_false_negatives is None else max_false_negatives,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
         max_concurrency=max_concurrency,
         rpm=rpm,
         tpm=tpm,
@@ -243,6 +258,8 @@ def estimate(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     cache: CacheFolder = None,
@@ -253,6 +270,9 @@ def estimate(
     column: Columns = None,
     price: Price = None,
     sample: Annotated[int, typer.Option("--sample", help="Rows to look at.", min=1)] = 200,
+    ask_screen: Annotated[
+        bool, typer.Option("--ask-screen", help="Run the cross-encoder on the sample.")
+    ] = False,
 ) -> None:
     """Estimate the calls, tokens and cost of a run, by stage; no call is made."""
     from hf_relabel.estimate import estimate as estimate_run
@@ -262,22 +282,25 @@ def estimate(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
         prices=_prices(price),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
-    result = estimate_run(relabeler, splits, sample_rows=sample)
-    columns = map(_right, ("rows", "calls", "tokens in", "tokens out", "cost"))
+    result = estimate_run(relabeler, splits, sample_rows=sample, ask_screen=ask_screen)
+    columns = map(_right, ("rows", "passages", "calls", "tokens in", "tokens out", "cost"))
     table = Table("stage", "model", *columns, box=SIMPLE_HEAD)
     for stage in result.stages:
         table.add_row(
             stage.name,
             stage.model,
             _number(round(result.n_rows * stage.share_of_rows)),
+            _number(stage.passages),
             _number(stage.calls),
             _number(stage.prompt_tokens),
             _number(stage.completion_tokens),
@@ -328,7 +351,9 @@ def convert(
     if len(splits) > 1:
         raise typer.BadParameter(f"choose one of the splits {list(splits)}", param_hint="--split")
     rows = next(iter(splits.values()))
-    new = convert_rows(rows, to=to, format=format, columns=_mapping(column), n_negatives=negatives)
+    new = convert_rows(
+        rows, to=to, format=format, columns=mapping_of(column), n_negatives=negatives
+    )
     write_rows(new, output)
     out.print(f"{len(rows):,} rows read, {len(new):,} written to {output}.")
 
@@ -406,6 +431,8 @@ def export_batch(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     escalate: Escalate = None,
@@ -424,12 +451,14 @@ def export_batch(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         escalate=escalate and escalate.value,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     written = export_requests(relabeler, splits, file)
@@ -446,6 +475,8 @@ def import_batch(
     preset: PresetName = "paper",
     base_url: BaseUrl = None,
     model: Models = None,
+    screen: Screen = None,
+    screen_threshold: ScreenThreshold = None,
     protocol: ProtocolName = None,
     prompt: PromptFile = None,
     escalate: Escalate = None,
@@ -464,12 +495,14 @@ def import_batch(
         preset=preset,
         base_url=base_url,
         models=model or (),
+        screen=screen,
+        screen_threshold=screen_threshold,
         protocol=protocol and protocol.value,
         prompt=prompt,
         escalate=escalate and escalate.value,
         cache=cache,
         format=format,
-        columns=_mapping(column),
+        columns=mapping_of(column),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
     counts = import_replies(relabeler, splits, replies)
@@ -609,14 +642,6 @@ def _cache(folder: Path | None) -> Any:
     return VerdictCache(folder or default_directory())
 
 
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    pairs = [column.partition("=") for column in columns or ()]
-    for role, equals, name in pairs:
-        if not (role and equals and name):
-            raise typer.BadParameter(f"expected role=column, found {role!r}", param_hint="--column")
-    return {role: name for role, _, name in pairs}
-
-
 def _prices(given: list[str] | None) -> dict[str, tuple[float, float]]:
     from hf_relabel.judges.money import parse_price
 
@@ -657,18 +682,6 @@ def _judge(relabeler: Any, splits: Any) -> None:
                 + _batches_left(relabeler)
             ) from None
         bar.update(task, completed=total)
-
-
-def _shard_of(text: str | None) -> tuple[int, int | None]:
-    """Read "i/n", i counted from 0."""
-    if text is None:
-        return 0, None
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise typer.BadParameter(
-            f"expected i/n with i from 0 to n-1, found {text!r}", param_hint="--shard"
-        )
-    return int(index), int(count)
 
 
 def _log_to(path: Path) -> None:
@@ -742,6 +755,11 @@ def _print_report(found: Any) -> None:
         cost = ("" if stage.is_cost_exact else "≥ ") + _usd(stage.cost_usd)
         table.add_row(stage.name, stage.model, *map(_number, (*numbers, calls, tokens)), cost)
     out.print(table)
+    for stage in found.screens:
+        out.print(
+            f"{stage.name} settled {stage.passages_settled:,} of {stage.passages_asked:,} passages; "
+            f"{stage.passages_asked - stage.passages_settled:,} went on."
+        )
     _print_cost(found)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.rows_dropped.items())
     out.print(

@@ -54,6 +54,8 @@ class StageCounts:
         model: The judge's model.
         rows_asked: Rows with a passage that this stage was asked about.
         rows_flagged: Rows with a passage that it found relevant.
+        passages_asked: Passages that it was asked about.
+        passages_settled: Those of them that no later stage was asked about.
         better: Passages found relevant and as good as the positives.
         worse: Passages found relevant and not as good.
         undecided: Passages without a usable answer.
@@ -73,6 +75,8 @@ class StageCounts:
     model: str
     rows_asked: int = 0
     rows_flagged: int = 0
+    passages_asked: int = 0
+    passages_settled: int = 0
     better: int = 0
     worse: int = 0
     undecided: int = 0
@@ -168,10 +172,19 @@ class RelabelReport:
                 parts.append(f"{count} {name}")
         return f"{', '.join(parts)}; {self._calls()}"
 
+    @property
+    def screens(self) -> list[StageCounts]:
+        """The stages that cost nothing, before others that do: what they settle is saved there."""
+        if self.stages and self.stages[-1].price_source == LOCAL:
+            return []
+        return [stage for stage in self.stages if stage.price_source == LOCAL]
+
     def _calls(self) -> str:
-        totals = [stage.calls + stage.cached for stage in self.stages]
+        # What a screen computes in this process is no call, where others are called.
+        asked = [stage for stage in self.stages if stage not in self.screens]
+        totals = [stage.calls + stage.cached for stage in asked]
         text = f"{sum(totals)} calls"
-        if cached := sum(stage.cached for stage in self.stages):
+        if cached := sum(stage.cached for stage in asked):
             text += f" ({cached} from the cache)"
         if len(totals) > 1:
             text += f", {totals[-1]} of them to the strong judge"
@@ -262,6 +275,8 @@ class Tally:
                 break
             found = Counter(verdict.relevance for verdict in verdicts)
             stage.rows_asked += 1
+            stage.passages_asked += len(verdicts)
+            stage.passages_settled += sum(len(trace) == index + 1 for trace in traces)
             stage.rows_flagged += found[Relevance.BETTER] + found[Relevance.WORSE] > 0
             stage.better += found[Relevance.BETTER]
             stage.worse += found[Relevance.WORSE]

@@ -43,6 +43,7 @@ from hf_relabel.verdicts import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from sentence_transformers import CrossEncoder
 
     AnyDataset: TypeAlias = Dataset | IterableDataset
     AnyDatasets: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict
@@ -92,7 +93,10 @@ class Relabeler:
             limit; "preset" is the preset's.
         skip_subsets: Subsets that pass through unjudged.
         min_negatives: A row that loses negatives and keeps fewer than this is dropped.
-        models: Exactly these models are the stages of the preset, cheap to strong.
+        models: Exactly these models are the chat stages of the preset, cheap to strong.
+        screen: The cross-encoder of the preset "screened": its name, its folder, loaded, or a judge
+            of your own in its place, such as one whose threshold was fitted.
+        screen_threshold: The lowest score that the cross-encoder passes on.
         protocol: "xml" or "json": the preset with that protocol's prompts.
         prompt: One prompt for all stages: a name, a file, or a template.
         escalate: "row" or "passage".
@@ -134,6 +138,8 @@ class Relabeler:
         skip_subsets: Iterable[str] | None = None,
         min_negatives: int | None = None,
         models: Sequence[str] = (),
+        screen: str | CrossEncoder | Judge | None = None,
+        screen_threshold: float | None = None,
         protocol: str | None = None,
         prompt: str | Prompt | None = None,
         escalate: Escalation | None = None,
@@ -155,6 +161,8 @@ class Relabeler:
     ) -> None:
         overrides = Overrides(
             models=tuple(models),
+            screen=screen,
+            screen_threshold=screen_threshold,
             protocol=protocol,
             prompt=prompt,
             escalate=escalate,
@@ -683,8 +691,9 @@ def _cascade_and_policy(
         return preset.name, preset.cascade, preset.policy
     if overrides != Overrides(escalate=overrides.escalate):
         raise SettingError(
-            "expected models, protocol, prompt, base_url, endpoint, api_key, max_concurrency, rpm "
-            "and tpm with a preset's name only: a judge or cascade of your own has its own."
+            "expected models, screen, protocol, prompt, base_url, endpoint, api_key, "
+            "max_concurrency, rpm and tpm with a preset's name only: a judge or cascade of your own "
+            "has its own."
         )
     if isinstance(judged_by, Cascade):
         if overrides.escalate is not None:

@@ -202,3 +202,11 @@ def on_hub(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> H
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     return hub
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Train a small cross-encoder on `lit_rows`, once, and return its folder."""
+    from tests.cross_encoders import train_cross_encoder
+
+    return train_cross_encoder(tmp_path_factory.mktemp("cross-encoder"))

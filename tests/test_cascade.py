@@ -242,3 +242,37 @@ def test_a_judge_may_hand_out_one_object_for_many_passages(cache: VerdictCache) 
 
     calls = [trace[-1].call for trace in traces]
     assert calls[0] == calls[1] != calls[2]
+
+
+class ReasoningJudge(LocalJudge):
+    """Flags what names Paris, and says who says so."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.fingerprint = name
+
+    def judge(self, question: Question) -> list[Verdict]:
+        return [
+            Verdict(
+                relevance=WORSE if "Paris" in passage else NOT_RELEVANT,
+                judge=self.name,
+                reason=f"{self.name} read it",
+            )
+            for passage in question.passages
+        ]
+
+
+def test_the_reason_is_the_last_judges_though_an_earlier_call_shows_the_passage_too(
+    cache: VerdictCache,
+) -> None:
+    """Calls stand in a set, in an order of chance: eight rows, so that luck is no excuse."""
+    cascade = Cascade([Stage(ReasoningJudge("cheap")), Stage(ReasoningJudge("strong"))])
+    cats, paris = content_hash(CATS), content_hash(PARIS)
+    for index in range(8):
+        question = Question(query=f"{QUERY} {index}", passages=(CATS, PARIS))
+        background.run(cascade.judge_question(question, cache))
+        traces = cascade.known(question.query, [cats, paris], cache)
+        assert traces is not None
+
+        reasons = cascade.reasons(traces, cache)
+
+        assert reasons == {cats: "cheap read it", paris: "strong read it"}

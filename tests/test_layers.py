@@ -38,6 +38,7 @@ ORDER = [
     "demo",
     "benchmark",
     "search",
+    "scores",
     "evaluate",
     "compare",
     "suites",
@@ -46,8 +47,10 @@ ORDER = [
     "callbacks",
     "hub_cards",
     "hub",
+    "arguments",
     "hub_commands",
     "evaluate_commands",
+    "score_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

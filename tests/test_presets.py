@@ -14,6 +14,7 @@ from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.endpoint import Endpoint
 from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.models import shutdown_date
+from hf_relabel.judges.scripted import ScriptedJudge
 from hf_relabel.policy import Policy
 from hf_relabel.presets import PRESETS, Overrides, Preset, load_preset
 from hf_relabel.prompts import Protocol
@@ -24,7 +25,7 @@ QUERY_PROMPT = "Q {query} P {positives} N {passages}"
 
 
 def chat_judges(preset: Preset) -> list[ChatJudge]:
-    judges = [stage.judge for stage in preset.cascade.stages]
+    judges = [stage.judge for stage in preset.cascade.stages if stage.title != "screen"]
     assert all(isinstance(judge, ChatJudge) for judge in judges)
     return judges  # type: ignore[return-value]
 
@@ -164,8 +165,14 @@ def test_a_key_shows_nowhere() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("papers", Overrides(), r"one of the presets \['paper', 'current', 'offline'\]"),
+        (
+            "papers",
+            Overrides(),
+            r"one of the presets \['paper', 'current', 'offline', 'screened'\]",
+        ),
         ("offline", Overrides(models=["a"]), "expected no models for the preset 'offline'"),
+        ("paper", Overrides(screen="a"), "no screen for the preset 'paper', which has none"),
+        ("offline", Overrides(screen_threshold=0.1), "Take the preset 'screened'"),
         ("paper", Overrides(protocol="yaml"), "expected protocol 'xml' or 'json', found 'yaml'"),
         ("paper", Overrides(escalate="all"), "'row' or 'passage'"),  # type: ignore[arg-type]
         ("paper", Overrides(prompt="no-such-prompt"), "no-such-prompt"),
@@ -195,3 +202,33 @@ def test_a_prompt_of_the_callers_own_is_read_as_the_protocol_of_its_stage(
 def test_a_preset_without_a_chat_model_takes_no_chat_settings() -> None:
     with pytest.raises(SettingError, match="asks no chat model"):
         load_preset("offline", Overrides(protocol="json"))
+
+
+def screen_of(**overrides: Any) -> Any:
+    return load_preset("screened", Overrides(**overrides)).cascade.stages[0].judge
+
+
+def test_the_screen_is_chosen_and_its_other_settings_stay() -> None:
+    chosen = screen_of(screen="org/reranker", screen_threshold=0.2)
+
+    assert (chosen.model, chosen.threshold, chosen.share_of_positive) == ("org/reranker", 0.2, 0.95)
+    assert screen_of(screen="org/reranker").threshold == screen_of().threshold
+    judge = ScriptedJudge("mine", answers={})
+    assert screen_of(screen=judge) is judge
+    with pytest.raises(SettingError, match="with a judge, which has its own"):
+        screen_of(screen=judge, screen_threshold=0.2)
+
+
+def test_models_are_those_of_the_chat_stages_behind_the_screen() -> None:
+    preset = load_preset("screened", Overrides(models=["a", "b", "c"]))
+
+    titles = [stage.title for stage in preset.cascade.stages]
+    assert titles == ["screen", "stage 1", "stage 2", "strong"]
+    assert [judge.model for judge in chat_judges(preset)] == ["a", "b", "c"]
+
+
+def test_the_stages_behind_the_screen_are_the_papers() -> None:
+    judges = chat_judges(load_preset("screened"))
+
+    paper = chat_judges(load_preset("paper"))
+    assert [judge.fingerprint for judge in judges] == [judge.fingerprint for judge in paper]

@@ -12,8 +12,9 @@ each arm makes of the rows (`planted_training`), and tested on other queries ove
 - default: the noisy rows as they are.
 - remove, HN remove, RLHN: what the cascade flags costs the row, is dropped, or is promoted.
 - TopK-PercPos: what a cross-encoder scores above 95 % of the row's lowest positive is dropped.
-- screened: the cross-encoder as first stage. What it scores lower than 95 % of the known positives is
-  settled; the cascade judges only the rest, passage by passage, and promotes.
+- screened: as the preset of that name, the cross-encoder is the first stage. What it scores lower than
+  95 % of the known positives is settled; the cascade judges the rest, passage by passage, and
+  promotes.
 
 The cross-encoder is a one-logit head on MiniLM, trained on the noisy rows in two halves: each half is
 scored by the model that saw the other. Every arm goes through `Relabeler` and `convert`, as a user's
@@ -269,7 +270,7 @@ class Noise:
         return Relabeler(cascade, action=ACTIONS[arm], cache=self._cache, seed=self.seed)
 
     def _screened(self, half: int) -> Cascade:
-        screen = self._cross_encoder(half, share_of_positive=None, name="screen")
+        screen = self._cross_encoder(half, name="screen")
         questions = [
             Question(query=row.query, passages=tuple(p.shown for p in row.positives))
             for row in self._plain.rows(self._halves[half])

@@ -122,14 +122,37 @@ class FlagEmbedding(_ListFormat):
 
     def _passages(self, batch: Batch, role: str, i: int, number: int) -> tuple[Passage, ...]:
         column = self.columns[role]
-        texts = _filled(batch[column][i], column, number, of="strings")
-        for text in texts:
-            if not isinstance(text, str):
-                raise _no_text(text, column, number)
+        _filled(batch[column][i], column, number, of="strings")
+        texts = _strings(batch[column][i], column, number)
         scores = self._scores(batch, f"{role}_scores", i, number, texts)
         if scores is None:
             return tuple([Passage(text=text) for text in texts])
         return tuple([Passage(text=t, score=s) for t, s in zip(texts, scores, strict=True)])
+
+    def texts(
+        self, batch: Batch, *, first_index: int = 0
+    ) -> list[tuple[str, list[str], list[str]]]:
+        """Return each row's query, positives and negatives, any of them may be none.
+
+        Raises:
+            RowError: A value is not what the format holds.
+        """
+        numbers = range(first_index, first_index + len(batch[self.query_column]))
+        columns = [
+            [
+                _strings(values, self.columns[role], number)
+                for values, number in zip(batch[self.columns[role]], numbers, strict=True)
+            ]
+            for role in self.pairs[0]
+        ]
+        return list(zip(self.queries(batch, numbers), *columns, strict=True))
+
+    def with_scores(
+        self, batch: Batch, positives: Sequence[list[float]], negatives: Sequence[list[float]]
+    ) -> Batch:
+        """Return the batch with scores for each row's passages, in place of any it had."""
+        names = [self.columns.get(role, role) for role in self.pairs[1]]
+        return {**batch, names[0]: list(positives), names[1]: list(negatives)}
 
     def _scores(
         self, batch: Batch, role: str, i: int, number: int, texts: list[str]
@@ -155,6 +178,14 @@ def _filled(value: Any, column: str, number: int, *, of: str) -> list[Any]:
         fix = f"Leave such rows out: dataset.filter(lambda row: len(row[{column!r}]) > 0)."
         raise row_error(column, number, expected="at least one passage", found=value, fix=fix)
     return values
+
+
+def _strings(value: Any, column: str, number: int) -> list[str]:
+    texts = list_of(value, column, number, of="strings")
+    for text in texts:
+        if not isinstance(text, str):
+            raise _no_text(text, column, number)
+    return texts
 
 
 def _struct_passage(struct: Any, column: str, number: int) -> Passage:

@@ -277,10 +277,10 @@ class CrossEncoderJudge(LocalJudge):
         parts = []
         if bar != math.inf:
             sign = ">" if score > bar else "≤"
-            parts.append(f"{sign} {bar:.4g}, {self.share_of_positive:g} of the positive's")
+            parts.append(f"{sign} {bar:.3g}, {self.share_of_positive:g} of the positive's")
         if self.threshold is not None:
             parts.append(f"{'≥' if score >= self.threshold else '<'} {self.threshold:g}")
-        return f"score {score:.4g} {'; '.join(parts)}"
+        return f"score {score:.3g} {'; '.join(parts)}"
 
     def _scores(self, questions: Sequence[Question]) -> list[_Scores | JudgeError]:
         asked = [question if question.passages else _NOTHING for question in questions]
