@@ -12,9 +12,9 @@ each arm makes of the rows (`planted_training`), and tested on other queries ove
 - default: the noisy rows as they are.
 - remove, HN remove, RLHN: what the cascade flags costs the row, is dropped, or is promoted.
 - TopK-PercPos: what a cross-encoder scores above 95 % of the row's lowest positive is dropped.
-- screened: as the preset of that name, the cross-encoder is the first stage. What it scores lower than
-  95 % of the known positives is settled; the cascade judges the rest, passage by passage, and
-  promotes.
+- screened: as in the preset of that name, the cross-encoder is the first stage. What it scores
+  lower than 95 % of the known positives is settled; the cascade judges the rest, passage by
+  passage, and promotes.
 
 The cross-encoder is a one-logit head on MiniLM, trained on the noisy rows in two halves: each half is
 scored by the model that saw the other. Every arm goes through `Relabeler` and `convert`, as a user's
