@@ -14,10 +14,10 @@ TYPED := build/typecheck
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck evidence bench clean
+.PHONY: help demo test lint typecheck evidence planted-noise bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/'
 
 demo: $(LOCAL) ## relabel the sample dataset, offline and without a key
 	$(BIN)/hf-relabel demo
@@ -39,6 +39,10 @@ typecheck: $(DEV) ## mypy --strict, under the installed names
 
 evidence: $(DEV) ## the slow runs behind the claims
 	$(BIN)/python -m pytest -m slow
+
+# DATA: one folder or more in BEIR's layout; ARGS: what else the script takes, as --output FOLDER.
+planted-noise: $(DEV) ## train on planted false negatives, put right in five ways (DATA=FOLDER)
+	$(BIN)/python examples/evidence/planted_noise.py $(DATA) $(ARGS)
 
 bench: $(DEV) ## measure the fixed numbers
 	$(BIN)/python -m tests.benchmarks

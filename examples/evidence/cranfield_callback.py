@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import statistics
 import tempfile
@@ -27,10 +26,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from hf_relabel.callbacks import RelabelCallback
+from planted_data import Collection, load_collection
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import (
@@ -38,27 +37,31 @@ from sentence_transformers.sentence_transformer.training_args import (
 )
 
 from hf_relabel import Relabeler, Relevance, ScriptedJudge
+from hf_relabel.benchmark import Benchmark
+from hf_relabel.evaluate import evaluate
+from hf_relabel.search import SearchSettings, ranked, retrieve
 
 ARMS = ("noisy", "dropped", "promoted", "never noisy")
 N_HIDDEN = 2
 N_NEGATIVES = 3
-Qrels = Mapping[str, Mapping[str, int]]
+Hard = Mapping[str, Sequence[str]]
+"""Query id → the ids of its hard negatives."""
 
 
 def main() -> None:
     """Run all arms for all seeds, and print the table."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    data = Collection(Path(args.folder))
+    data = load_collection(Path(args.folder))
     base = _model(args)
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        train, test = data.split(seed)
-        hard = data.mine(base, train)
-        print(f"seed {seed}, before training: {100 * data.ndcg(base, test):.2f}", flush=True)
+        train, test = split(data, seed)
+        hard = mine(data, base, train)
+        print(f"seed {seed}, before training: {ndcg(base, test):.2f}", flush=True)
         for arm in ARMS:
             model = train_arm(arm, data, train, hard, seed=seed, args=args)
-            found[arm].append(100 * data.ndcg(model, test))
+            found[arm].append(ndcg(model, test))
             print(f"seed {seed}, {arm}: {found[arm][-1]:.2f}", flush=True)
         if args.output:
             Path(args.output).write_text(json.dumps(found, indent=1) + "\n")
@@ -76,58 +79,34 @@ def table(found: Mapping[str, Sequence[float]]) -> str:
     return "\n".join(lines)
 
 
-class Collection:
-    """Queries, passages and judgements of one folder."""
+def split(data: Collection, seed: int) -> tuple[list[str], Benchmark]:
+    """Return two thirds of the judged queries to train on, and the benchmark of the others."""
+    names = sorted(data.test)
+    random.Random(seed).shuffle(names)
+    cut = 2 * len(names) // 3
+    train = [name for name in names[:cut] if len(data.relevant(name)) > N_HIDDEN]
+    return train, data.benchmark(names[cut:])
 
-    def __init__(self, folder: Path) -> None:
-        self.passages = {
-            row["_id"]: f"{row.get('title', '')}\n{row['text']}".strip()
-            for row in _json_lines(folder / "corpus.jsonl")
-        }
-        self.queries = {row["_id"]: row["text"] for row in _json_lines(folder / "queries.jsonl")}
-        self.qrels: dict[str, dict[str, int]] = {}
-        for file in sorted((folder / "qrels").glob("*.tsv")):
-            for line in file.read_text("utf-8").splitlines()[1:]:
-                query, passage, grade = line.split("\t")
-                if int(grade) > 0 and self.passages.get(passage):
-                    self.qrels.setdefault(query, {})[passage] = int(grade)
 
-    def split(self, seed: int) -> tuple[list[str], list[str]]:
-        """Return two thirds of the judged queries to train on, and the others."""
-        names = sorted(self.qrels)
-        random.Random(seed).shuffle(names)
-        cut = 2 * len(names) // 3
-        return [n for n in names[:cut] if len(self.qrels[n]) > N_HIDDEN], names[cut:]
+def mine(data: Collection, model: SentenceTransformer, queries: Sequence[str]) -> Hard:
+    """Return each query's hard negatives: high in the ranking and not in the qrels."""
+    run = retrieve(model, data.benchmark(queries), SearchSettings(top_k=60))
+    return {
+        query: [p for p in ranked(run[query]) if p not in data.relevant(query)][:N_NEGATIVES]
+        for query in queries
+    }
 
-    def rank(self, model: SentenceTransformer, queries: Sequence[str], n: int) -> list[list[str]]:
-        """Return the ids of the n best passages of each query."""
-        names = list(self.passages)
-        docs = model.encode(list(self.passages.values()), normalize_embeddings=True)
-        asked = model.encode([self.queries[name] for name in queries], normalize_embeddings=True)
-        order = np.argsort(-(asked @ docs.T), axis=1, kind="stable")[:, :n]
-        return [[names[i] for i in places] for places in order]
 
-    def mine(self, model: SentenceTransformer, queries: Sequence[str]) -> dict[str, list[str]]:
-        """Return each query's hard negatives: high in the ranking and not in the qrels."""
-        ranked = zip(queries, self.rank(model, queries, 60), strict=True)
-        return {q: [p for p in ids if p not in self.qrels[q]][:N_NEGATIVES] for q, ids in ranked}
-
-    def ndcg(self, model: SentenceTransformer, queries: Sequence[str]) -> float:
-        """Return the mean nDCG@10 of some queries, with linear gains of the qrels' grades."""
-        values = []
-        for query, ids in zip(queries, self.rank(model, queries, 10), strict=True):
-            grades = self.qrels[query]
-            gain = sum(grades.get(p, 0) / math.log2(i + 2) for i, p in enumerate(ids))
-            best = sorted(grades.values(), reverse=True)[:10]
-            values.append(gain / sum(grade / math.log2(i + 2) for i, grade in enumerate(best)))
-        return statistics.mean(values)
+def ndcg(model: SentenceTransformer, test: Benchmark) -> float:
+    """Return the mean nDCG@10 x100."""
+    return 100 * evaluate(model, test, metrics=["nDCG@10"]).mean("nDCG@10")
 
 
 def train_arm(
     arm: str,
     data: Collection,
     queries: Sequence[str],
-    hard: Mapping[str, Sequence[str]],
+    hard: Hard,
     *,
     seed: int,
     args: argparse.Namespace,
@@ -158,7 +137,7 @@ def train_arm(
 def _rows(
     data: Collection,
     queries: Sequence[str],
-    hard: Mapping[str, Sequence[str]],
+    hard: Hard,
     *,
     seed: int,
     is_clean: bool,
@@ -167,13 +146,13 @@ def _rows(
     draw = random.Random(seed)
     rows, key = [], {}
     for name in queries:
-        positive, *hidden = draw.sample(sorted(data.qrels[name]), 1 + N_HIDDEN)
+        positive, *hidden = draw.sample(data.relevant(name), 1 + N_HIDDEN)
         mined = list(hard[name])
         negatives = mined if is_clean else [*hidden, *mined[: N_NEGATIVES - N_HIDDEN]]
-        query = data.queries[name]
-        key.update({(query, data.passages[p]): Relevance.BETTER for p in hidden})
-        numbered = {f"negative_{i}": data.passages[p] for i, p in enumerate(negatives, 1)}
-        rows.append({"anchor": query, "positive": data.passages[positive], **numbered})
+        query, texts = data.everything.queries[name], data.everything.corpus
+        key.update({(query, texts[p]): Relevance.BETTER for p in hidden})
+        numbered = {f"negative_{i}": texts[p] for i, p in enumerate(negatives, 1)}
+        rows.append({"anchor": query, "positive": texts[positive], **numbered})
     return Dataset.from_list(rows), key
 
 
@@ -182,10 +161,6 @@ def _model(args: argparse.Namespace) -> SentenceTransformer:
     model = SentenceTransformer(name, device=args.device)
     model.max_seq_length = args.max_seq_length
     return model
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def _arguments() -> argparse.Namespace:
