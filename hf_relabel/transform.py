@@ -470,7 +470,9 @@ class Relabeler:
     ) -> Progress:
         async with Batches(settings, self.cache) as batches:
             twin = copy(self)
-            twin.cascade = copy(self.cascade)
+            twin.cascade = copy(self.cascade)  # of its settings alone
+            twin.cascade.start_run(prices=self.prices)
+            twin.cascade.counts = self.cascade.counts
             twin.cascade.stages = tuple(
                 replace(stage, judge=batches.judge(stage.judge)) for stage in self.cascade.stages
             )

@@ -256,14 +256,14 @@ class Batches:
         Raises:
             BudgetError: There is none.
         """
-        if not self._is_short:
-            _log.info("the cap has no room for the next request until batches have ended")
-        self._is_short = True
-        if any(lane.is_busy for lane in self._lanes.values()) or self._collect_more():
-            return  # the end of a batch is news
-        if not shortage.can_wait:
+        is_busy = any(lane.is_busy for lane in self._lanes.values()) or self._collect_more()
+        if not is_busy and not shortage.can_wait:
             raise shortage.budget.refusal(shortage.pico)
-        self.news.set()
+        if not self._is_short:
+            _log.info("the cap has no room for the next request until others have ended")
+        self._is_short = True
+        if not is_busy:  # the end of a batch is news; of what another process does there is none
+            self.news.set()
 
     def _collect_more(self) -> bool:
         """Look for batches of stages that no row has asked yet: their ends free money, too."""
