@@ -105,7 +105,8 @@ class Relabeler:
         tpm: Most tokens a minute, likewise.
         n_shards: Machines that share these three out, each with a shard of the rows.
         batch: Whether `judge` asks through the Batch API, at half the price and within a day; map
-            then only reads. True, or `BatchSettings`.
+            then only reads. True, or `BatchSettings`. Under a cap a batch goes out as large as the
+            most that it can cost allows, and its end frees what it did not use for the next one.
         cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
         format: The rows' format, where its columns do not tell; one of `FORMATS`.
         columns: Role → column name, where columns have names of their own.

@@ -46,9 +46,10 @@ def spent_pico(
     """Return what an ended batch cost, in picodollars; where that is unknown, the most it can be.
 
     A request that was answered costs what its usage says, or all that was set aside for it where
-    there is none. One whose line names an error costs nothing: the model did not work on it. One
-    without any line costs nothing if the server itself counts no more answers than it gave us, and
-    its batch did not complete; else it may have been answered, and billed.
+    there is none; so does one that timed out while the model was at work. One whose line names
+    another error costs nothing: the model did not work on it. One without any line costs nothing
+    if the server itself counts no more answers than it gave us, and its batch did not complete;
+    else it may have been answered, and billed.
 
     Args:
         reserve: What was set aside.

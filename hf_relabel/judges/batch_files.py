@@ -20,6 +20,8 @@ CHAT_URL = "/v1/chat/completions"
 _REPAIR = "-repair"
 # Requests that a batch did not get to: nothing was paid, and nothing is wrong with them.
 _NOT_REACHED = frozenset({"batch_expired", "batch_cancelled"})
+# The model was at work when they ended: they may be billed.
+_CUT_OFF = frozenset({"request_timeout", "timeout"})
 _FINAL = frozenset({"context_length", "content_filter", "quota"})
 
 
@@ -103,6 +105,8 @@ def _fault_of_error(error: Mapping[str, Any]) -> Fault:
     message = str(error.get("message") or code or "no message")
     if code in _NOT_REACHED:
         return Fault(kind="retry", reason=code, message=message)
+    if code in _CUT_OFF:
+        return Fault(kind="retry", reason="timeout", message=message, usage={})
     if code.isdigit():
         return fault_of_status(int(code), json.dumps({"error": dict(error)}), {})
     named = fault_of_status(400, json.dumps({"error": dict(error)}), {})

@@ -243,8 +243,9 @@ class Batches:
             await self._submit_what_fits()
 
     async def _submit_what_fits(self) -> None:
-        for lane in reversed(list(self._lanes.values())):
-            shortage = await lane.submit_what_fits()
+        for judge in reversed(self._judges):  # later stages first: rows begun are finished
+            lane = self._lanes.get(_place(judge))
+            shortage = None if lane is None else await lane.submit_what_fits()
             if shortage is not None:
                 self._wait_for_money(shortage)
                 return
@@ -260,7 +261,7 @@ class Batches:
         if not is_busy and not shortage.can_wait:
             raise shortage.budget.refusal(shortage.pico)
         if not self._is_short:
-            _log.info("the cap has no room for the next request until others have ended")
+            _log.info("the cap has no room for the next request until others are booked")
         self._is_short = True
         if not is_busy:  # the end of a batch is news; of what another process does there is none
             self.news.set()

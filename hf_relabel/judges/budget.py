@@ -8,6 +8,9 @@ back what is left whenever none of its calls is in flight.
 What a process held when it was killed stays counted as spent, for its calls may have been billed.
 So may be a call that timed out, and a reply that came without its token counts: both count as the
 most that they could cost. A cap is therefore never exceeded, and may not be used up.
+
+Batches are under the same cap: what is set aside for one is held by the batch itself, whatever
+becomes of the process that submitted it, until a run finds how it ended.
 """
 
 from __future__ import annotations

@@ -711,6 +711,7 @@ def test_files_are_kept_where_that_is_asked_for(
 
     assert len(server.files) == 4
     assert server.deleted == []
+    assert not ledger_file(tmp_path).exists()  # no cap, no ledger
 
 
 def test_a_run_that_was_killed_leaves_no_file_behind_after_the_next(
