@@ -183,7 +183,7 @@ def run(
         float | None,
         typer.Option(
             "--max-cost-usd",
-            help="The most that calls may cost, in all runs that write this output folder.",
+            help="The most that calls and batches may cost, in all runs that write this output.",
         ),
     ] = None,
     price: Price = None,
@@ -241,8 +241,10 @@ def run(
     _log.info("report", extra={"report": report.to_json()})
     _print_report(report)
     if relabeler.budget is not None:
-        spent = _usd(relabeler.budget.spent_usd)
-        out.print(f"{spent} of the cap of {_usd(max_cost_usd)} are spent.", highlight=False)
+        spent, in_batches = relabeler.budget.spent_usd, relabeler.budget.in_batches_usd
+        more = f"; {_usd(in_batches)} more are set aside for batches" if in_batches else ""
+        words = f"{_usd(spent)} of the cap of {_usd(max_cost_usd)} are spent{more}."
+        out.print(words, highlight=False)
     out.print(f"Written to {output}.")
     if max_undecided is not None and report.negatives.undecided > max_undecided:
         err.print(
@@ -543,7 +545,7 @@ def stop_batches(
     base_url: BaseUrl = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Cancel batches; what they had answered is kept for the next run."""
+    """Cancel batches; what they had answered is kept, and booked under a cap, by the next run."""
     from hf_relabel import background
     from hf_relabel.cache import default_directory
     from hf_relabel.judges.batch_admin import cancel_batches
@@ -573,7 +575,9 @@ def stats(
         Path | None, typer.Argument(metavar="[CACHE]", help="Folder  [~/.cache/hf_relabel].")
     ] = None,
 ) -> None:
-    """Count a cache's calls, tokens and failures, by judge."""
+    """Count a cache's calls, tokens and failures by judge, and what capped runs spent."""
+    from hf_relabel.judges.ledger import PICO, BatchLedger, ledger_file
+
     opened = _cache(cache)
     table = Table("judge", *map(_right, ("calls", "tokens", "failed")), box=SIMPLE_HEAD)
     for judge, found in opened.stats_by_judge().items():
@@ -581,6 +585,12 @@ def stats(
     out.print(table)
     reasons = ", ".join(f"{count:,} {why}" for why, count in opened.failure_reasons().items())
     out.print(f"Failures: {reasons or 'none'}.")
+    if (totals := BatchLedger(ledger_file(opened.directory)).totals()) is not None:
+        out.print(
+            f"Spent under a cap: {_usd(totals.spent / PICO)}; set aside for {totals.n_batches:,} "
+            f"batches under way: {_usd(totals.in_batches / PICO)}.",
+            highlight=False,
+        )
     verdict_stats(cache)
 
 

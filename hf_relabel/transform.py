@@ -109,13 +109,14 @@ class Relabeler:
         tpm: Most tokens a minute, likewise.
         n_shards: Machines that share these three out, each with a shard of the rows.
         batch: Whether `judge` asks through the Batch API, at half the price and within a day; map
-            then only reads. True, or `BatchSettings`.
+            then only reads. True, or `BatchSettings`. Under a cap a batch goes out as large as the
+            most that it can cost allows, and its end frees what it did not use for the next one.
         cache: The folder of verdicts, or an open `VerdictCache`; None is `~/.cache/hf_relabel`.
         format: The rows' format, where its columns do not tell; one of `FORMATS`.
         columns: Role → column name, where columns have names of their own.
         seed: Chooses the negatives that refill freed slots.
-        max_cost_usd: The most that calls of `ChatJudge` may cost, never exceeded: by all processes
-            and all runs of the same budget together.
+        max_cost_usd: The most that calls and batches of `ChatJudge` may cost, never exceeded: by
+            all processes and all runs of the same budget together.
         prices: Model → USD per million tokens of (prompt, reply), where the extra `prices` does not
             know them or you pay others.
         budget: The budget's name in the cache's ledger; None makes one of what the fingerprint
@@ -188,15 +189,10 @@ class Relabeler:
         self.cache = _as_cache(cache)
         self.prices = Prices(prices)
         self.budget: Budget | None = None
-        if max_cost_usd is not None and self.batch is not None:
-            raise SettingError(
-                "expected max_cost_usd or batch, found both: the cap does not hold for batches yet. "
-                "Cut the rows to what you want to pay for (see `estimate`), or leave batch out."
-            )
         if max_cost_usd is not None:
             name, folder = budget or f"relabeler:{self.fingerprint}", self.cache.directory
             self.budget = Budget(max_cost_usd, name=name, folder=folder, prices=self.prices)
-            self.cascade = _capped(self.cascade, self.budget)
+            self.cascade = _capped(self.cascade, self.budget, is_batch=self.batch is not None)
         self._begin()
 
     @classmethod
@@ -485,7 +481,9 @@ class Relabeler:
     ) -> Progress:
         async with Batches(settings, self.cache) as batches:
             twin = copy(self)
-            twin.cascade = copy(self.cascade)
+            twin.cascade = copy(self.cascade)  # of its settings alone
+            twin.cascade.start_run(prices=self.prices)
+            twin.cascade.counts = self.cascade.counts
             twin.cascade.stages = tuple(
                 replace(stage, judge=batches.judge(stage.judge)) for stage in self.cascade.stages
             )
@@ -706,7 +704,7 @@ def _cascade_and_policy(
     return None, Cascade(stages, escalate=overrides.escalate or "passage"), Policy()
 
 
-def _capped(cascade: Cascade, budget: Budget) -> Cascade:
+def _capped(cascade: Cascade, budget: Budget, *, is_batch: bool) -> Cascade:
     """Return a cascade that asks alike, and whose chat judges share a budget.
 
     Raises:
@@ -716,7 +714,7 @@ def _capped(cascade: Cascade, budget: Budget) -> Cascade:
     for stage in cascade.stages:
         judge = stage.judge
         if isinstance(judge, ChatJudge):
-            budget.prices.require(judge.model)
+            budget.prices.require(judge.model, is_batch=is_batch)
             judge = judge.with_budget(budget)
         stages.append(replace(stage, judge=judge))
     return Cascade(stages, escalate=cascade.escalate)

@@ -25,6 +25,7 @@ from tests.chat_server import _STATUSES, ChatServer, _completion
 
 __all__ = ["BatchServer", "End"]
 
+_ENDED = ("completed", "failed", "expired", "cancelled")
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 
 
@@ -60,6 +61,9 @@ class BatchServer(ChatServer):
             "made_500" (made, and then an error), "no_file", or "hang".
         hangs_after_create: Whether the answer to a batch made never comes.
         download_faults: Met by the next downloads: "403", "404_model" or "500".
+        files: Every file by its id; those deleted, too, so that a test can look at them.
+        deleted: The ids of the files that were deleted.
+        delete_faults: Met by the next deletions, likewise.
         max_enqueued_tokens: A batch that makes more of them wait fails; None takes all.
         page: How many batches a page of the list shows.
     """
@@ -75,6 +79,8 @@ class BatchServer(ChatServer):
         self.create_faults: list[str] = []
         self.hangs_after_create = False
         self.download_faults: list[str] = []
+        self.deleted: list[str] = []
+        self.delete_faults: list[str] = []
         self.max_enqueued_tokens: float = math.inf
         self.max_waiting_tokens = 0
         self.page = 2
@@ -91,6 +97,7 @@ class BatchServer(ChatServer):
         super()._add_routes(app)
         app.router.add_post("/v1/files", self._upload)
         app.router.add_get("/v1/files/{id}/content", self._content)
+        app.router.add_delete("/v1/files/{id}", self._delete)
         app.router.add_post("/v1/batches", self._create)
         app.router.add_get("/v1/batches", self._list)
         app.router.add_get("/v1/batches/{id}", self._retrieve)
@@ -112,9 +119,22 @@ class BatchServer(ChatServer):
             }
         )  # fmt: skip
 
+    async def _delete(self, request: web.Request) -> web.Response:
+        if self.delete_faults:
+            return _refusal(self.delete_faults.pop(0))
+        file_id = request.match_info["id"]
+        if file_id in self.deleted or file_id not in self.files:
+            return _error(404, f"No such File object: {file_id}", None)
+        users = [batch for batch in self.batches.values() if batch["input_file_id"] == file_id]
+        assert all(batch["status"] in _ENDED for batch in users), "a batch still reads it"
+        self.deleted.append(file_id)
+        return web.json_response({"id": file_id, "object": "file", "deleted": True})
+
     async def _content(self, request: web.Request) -> web.Response:
         if self.download_faults:
             return _refusal(self.download_faults.pop(0))
+        if request.match_info["id"] in self.deleted:
+            return _error(404, "No such File object.", None)
         return web.Response(body=self.files[request.match_info["id"]])
 
     async def _create(self, request: web.Request) -> web.Response:

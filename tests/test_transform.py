@@ -331,8 +331,6 @@ def test_a_users_cascade_keeps_its_own_settings(tmp_path: Path) -> None:
         Relabeler("paper", base_url="http://a/v1", endpoint=Endpoint(), cache=tmp_path)
     with pytest.raises(SettingError, match="presets"):
         Relabeler("papr", cache=tmp_path)
-    with pytest.raises(SettingError, match="does not hold for batches"):
-        Relabeler("paper", max_cost_usd=1.0, batch=True, cache=tmp_path)
 
 
 def test_columns_of_no_known_format_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["ENDED", "BatchApi", "BatchView"]
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 MARK = "hf_relabel"
 """The metadata that holds the manifest's id: a batch without it is not ours."""
 
+_DELETE_S = 10.0  # a run does not wait longer to tidy up
 _SHORT = 3  # a local server's key is often "x": blanking that would blank the message
 _KEY_LIKE = re.compile(r"\b(sk|hf|key|pk|gsk)[-_][\w-]{6,}|\bBearer\s+\S+")
 _PAGE = 100
@@ -46,7 +49,7 @@ class BatchView:
         manifest: Our name of it, empty for a batch that is not ours.
         metadata: All that it carries.
         created_at: Seconds since the epoch.
-        files: What it has given so far: kind ("output", "errors") → the file's id.
+        files: Its files so far: kind ("input", "output", "errors") → the file's id.
         errors: Of a batch that failed: code, line (from 1, or None) and message.
         counts: Requests: total, completed, failed.
     """
@@ -167,6 +170,15 @@ class BatchApi:
         # A file that was just written is refused for a moment, with 403 or 404.
         await self._call(send, is_retried=lambda fault: fault.reason in _NOT_YET)
 
+    async def delete(self, file_id: str) -> None:
+        """Delete a file of the server, if it lets us; tried once, and no failure is an error."""
+        try:
+            await self._client.files.delete(file_id, timeout=_DELETE_S)
+        except Exception as error:  # whatever it is: what was paid for is safe already
+            fault = self._fault(error)
+            words = self.blanked(str(error)) if fault is None else fault.message
+            _log.info("file %s stays on the server: %s", file_id, words[:200])
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -256,7 +268,11 @@ def _view(batch: Any) -> BatchView:
     if not hasattr(batch, "status") or not hasattr(batch, "id"):
         raise _MalformedError(str(batch)[:80])
     metadata = dict(batch.metadata or {})
-    files = {"output": batch.output_file_id, "errors": batch.error_file_id}
+    files = {
+        "input": batch.input_file_id,
+        "output": batch.output_file_id,
+        "errors": batch.error_file_id,
+    }
     errors = (batch.errors.data if batch.errors else None) or []
     counts = batch.request_counts
     return BatchView(

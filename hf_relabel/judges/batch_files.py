@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_relabel.judges.faults import Fault, fault_of_status
@@ -20,6 +20,8 @@ CHAT_URL = "/v1/chat/completions"
 _REPAIR = "-repair"
 # Requests that a batch did not get to: nothing was paid, and nothing is wrong with them.
 _NOT_REACHED = frozenset({"batch_expired", "batch_cancelled"})
+# The model was at work when they ended: they may be billed.
+_CUT_OFF = frozenset({"request_timeout", "timeout"})
 _FINAL = frozenset({"context_length", "content_filter", "quota"})
 
 
@@ -36,6 +38,13 @@ class Outcome:
     custom_id: str
     reply: Reply | None = None
     fault: Fault | None = None
+
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """The tokens that it cost: None where the model never worked, empty where nobody says."""
+        if self.reply is not None:
+            return self.reply.usage
+        return None if self.fault is None else self.fault.usage
 
 
 def request_id(key: str, *, is_repair: bool = False) -> str:
@@ -74,8 +83,15 @@ def outcome_of_line(line: str | bytes) -> Outcome | None:
 
 def _reply_or_fault(values: Mapping[str, Any]) -> Reply | Fault:
     response = values.get("response")
-    status = response.get("status_code") if isinstance(response, dict) else None
     body = response.get("body") if isinstance(response, dict) else None
+    status = response.get("status_code") if isinstance(response, dict) else None
+    found = _read(values, status, body)
+    if isinstance(found, Fault) and (usage := _usage(body)):  # it failed, and was charged for
+        return replace(found, usage=usage)
+    return found
+
+
+def _read(values: Mapping[str, Any], status: object, body: object) -> Reply | Fault:
     if isinstance(status, int) and status != 200:
         # vLLM leaves the body out and puts the words beside the response.
         return fault_of_status(status, json.dumps(body or {"error": values.get("error")}), {})
@@ -89,6 +105,8 @@ def _fault_of_error(error: Mapping[str, Any]) -> Fault:
     message = str(error.get("message") or code or "no message")
     if code in _NOT_REACHED:
         return Fault(kind="retry", reason=code, message=message)
+    if code in _CUT_OFF:
+        return Fault(kind="retry", reason="timeout", message=message, usage={})
     if code.isdigit():
         return fault_of_status(int(code), json.dumps({"error": dict(error)}), {})
     named = fault_of_status(400, json.dumps({"error": dict(error)}), {})
@@ -100,18 +118,23 @@ def _fault_of_error(error: Mapping[str, Any]) -> Fault:
 def _reply_of_body(body: object) -> Reply | Fault:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not choices or not isinstance(choices[0], dict):
-        return Fault(kind="retry", reason="no_choices", message=f"no choices in {str(body)[:200]}.")
+        words = f"no choices in {str(body)[:200]}."
+        return Fault(kind="retry", reason="no_choices", message=words, usage={})
     choice = choices[0]
     message = choice.get("message") or {}
     text, refusal = message.get("content") or "", message.get("refusal")
     if not text and not refusal and choice.get("finish_reason") == "stop":
-        return Fault(kind="retry", reason="empty", message="the reply is empty.")
-    # An empty usage means unknown, and must stay so.
-    usage = body.get("usage") or {}
+        return Fault(kind="retry", reason="empty", message="the reply is empty.", usage={})
     return Reply(
         text=text,
         finish_reason=choice.get("finish_reason"),
         refusal=refusal,
         model=body.get("model"),
-        usage={**usage, "processing": "batch"} if usage else {},
+        usage=_usage(body),
     )
+
+
+def _usage(body: object) -> dict[str, Any]:
+    usage = body.get("usage") if isinstance(body, dict) else None
+    # An empty usage means unknown, and must stay so.
+    return {**usage, "processing": "batch"} if usage and isinstance(usage, dict) else {}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from hf_relabel.errors import CacheError
+from hf_relabel.judges.batch_costs import BatchReserve
 
-__all__ = ["BatchFolder", "Manifest"]
+__all__ = ["REPLY_FILES", "BatchFolder", "Manifest"]
 
 FileKind = Literal["input", "output", "errors"]
 REPLY_FILES: tuple[FileKind, ...] = ("output", "errors")
@@ -38,6 +39,9 @@ class Manifest:
         attempts: `custom_id` → how often it was sent before, where it was.
         batch_id: The server's name of it; None while it may not have been submitted.
         end: The state that it ended in, once its files are here.
+        files: The server's names of its files, as far as they are known.
+        reserve: What was set aside for it under a cap; None where there is none.
+        spent: What it cost, in picodollars, once it has ended; 0 without a reserve.
     """
 
     id: str
@@ -49,11 +53,18 @@ class Manifest:
     attempts: Mapping[str, int] = field(default_factory=dict)
     batch_id: str | None = None
     end: str | None = None
+    files: tuple[str, ...] = ()
+    reserve: BatchReserve | None = None
+    spent: int = 0
 
     @classmethod
     def load(cls, text: str) -> Manifest:
         values = json.loads(text)
-        return cls(**{**values, "keys": tuple(values["keys"])})
+        values["keys"] = tuple(values["keys"])
+        values["files"] = tuple(values.get("files", ()))
+        if values.get("reserve") is not None:
+            values["reserve"] = BatchReserve.from_json(values["reserve"])
+        return cls(**values)
 
 
 class BatchFolder:

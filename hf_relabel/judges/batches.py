@@ -4,6 +4,11 @@ Rows do not know: each awaits `ask` as ever. Here its request is written to a fi
 its model; the file becomes a batch when it is full, or when no more requests come for a moment; and
 when the batch has ended, the row goes on, into the next stage's file if it must. What is under way
 is on disk (`BatchFolder`), so a run that died finds its batches again and buys nothing twice.
+
+Under a cap the most that a batch can cost is set aside in the ledger before its file goes out, and
+stays there until the batch has ended and is booked, by this run or a later one. A file goes out as
+far as the cap has room; the rest waits until other batches have ended and freed what they did not
+use. Later stages come first then, so that rows that were begun are finished.
 """
 
 from __future__ import annotations
@@ -15,15 +20,16 @@ import re
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from hf_relabel.cache import VerdictCache
 from hf_relabel.errors import AccountError, JudgeError, SettingError, UnusableReplyError
 from hf_relabel.judges.batch_api import ENDED, MARK, BatchApi, BatchView
+from hf_relabel.judges.batch_costs import BatchReserve, spent_pico
 from hf_relabel.judges.batch_files import (
     CHAT_URL,
     base_key,
@@ -31,10 +37,13 @@ from hf_relabel.judges.batch_files import (
     request_id,
     request_line,
 )
-from hf_relabel.judges.batch_state import BatchFolder, Manifest
+from hf_relabel.judges.batch_spool import Spool, SpooledLine
+from hf_relabel.judges.batch_state import REPLY_FILES, BatchFolder, Manifest
+from hf_relabel.judges.budget import Budget, worst_tokens
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.client import RetryRule
 from hf_relabel.judges.faults import Fault
+from hf_relabel.judges.ledger import PICO, BatchGrant, BatchLedger, ledger_file, to_pico
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.judges.redirect import RedirectedJudge
 from hf_relabel.questions import Question, Reply
@@ -71,6 +80,7 @@ class BatchSettings:
         first_poll_s: Wait before a batch is looked at; grows by half each time.
         max_poll_s: The longest such wait.
         transfer_timeout_s: Longest time for one file, up or down.
+        keeps_files: Whether a batch's files stay on the server once its replies are in the cache.
         retry: When a call for files or batches is sent again.
     """
 
@@ -83,12 +93,13 @@ class BatchSettings:
     first_poll_s: float = 5.0
     max_poll_s: float = 120.0
     transfer_timeout_s: float = 1800.0
+    keeps_files: bool = False
     retry: RetryRule = field(default_factory=lambda: RetryRule(max_attempts=20, max_wait_s=60.0))
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and value <= 0:
+            if type(value) in (int, float) and value <= 0:
                 raise SettingError(f"expected {name} above 0, found {value}.")
 
 
@@ -107,7 +118,12 @@ class Batches:
         self.settings = settings
         self.cache = cache
         self.folder = BatchFolder(cache.directory)
+        self.ledger = BatchLedger(ledger_file(cache.directory))
+        self.news = asyncio.Event()
+        """Set whenever a file may go out that could not before."""
+        self._judges: list[ChatJudge] = []
         self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._is_short = False
         self._open = contextlib.ExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped: BaseException | None = None
@@ -115,6 +131,8 @@ class Batches:
     async def __aenter__(self) -> Self:
         self._open.enter_context(self.folder.locked())
         self.folder.remove_leftovers()
+        self._settle_what_was_left()
+        self.start(self._submit_files())
         return self
 
     async def __aexit__(
@@ -130,12 +148,38 @@ class Batches:
                 await lane.close(is_whole=is_whole)
             self._forget_what_is_cached()
             self.folder.remove_leftovers()
+            self.ledger.free_unsent()
         finally:
             self._open.close()
 
     def judge(self, judge: Judge) -> Judge:
-        """Return a judge that asks through batches, or the judge itself where it asks no API."""
-        return RedirectedJudge(judge, self._ask) if isinstance(judge, ChatJudge) else judge
+        """Return a judge that asks through batches, or the judge itself where it asks no API.
+
+        Raises:
+            SettingError: It has a cap that cannot hold here.
+        """
+        if not isinstance(judge, ChatJudge):
+            return judge
+        self._check_budget(judge)
+        self._judges.append(judge)
+        return RedirectedJudge(judge, self._ask)
+
+    def _check_budget(self, judge: ChatJudge) -> None:
+        budget = judge.budget
+        if budget is not None:
+            budget.batch_price(judge.model)
+            if budget.folder.resolve() != self.cache.directory.resolve():
+                raise SettingError(
+                    f"expected the budget of judge {judge.name!r} in the cache's folder "
+                    f"{str(self.cache.directory)!r}, where a later run finds what its batches hold; "
+                    f"found {str(budget.folder)!r}."
+                )
+        for other in self._judges:
+            if _place(other) == _place(judge) and other.budget is not budget:
+                raise SettingError(
+                    f"expected one budget for all judges that ask {judge.model!r} in batches, found "
+                    "two, or one judge without. Use max_cost_usd, which is for all."
+                )
 
     def stop(self, error: BaseException) -> None:
         """End the run: every row that waits gets the error. Batches on the server go on."""
@@ -155,6 +199,13 @@ class Batches:
         if self._stopped is not None:
             raise self._stopped
 
+    def _settle_what_was_left(self) -> None:
+        """Bring the ledger up to what a process that died had on disk already."""
+        self.ledger.free_unsent()
+        for manifest in self.folder.manifests():
+            if manifest.end is not None:
+                self.ledger.book(manifest.id, manifest.spent)
+
     def _forget_what_is_cached(self) -> None:
         """Drop ended batches whose rows needed no question any more, so that no lane saw them."""
         for manifest in self.folder.manifests():
@@ -169,12 +220,63 @@ class Batches:
         unusable: tuple[Reply, UnusableReplyError] | None,
     ) -> Reply:
         self.check()
-        key = (judge.endpoint.host, judge.model)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane(self, judge)
         custom_id = request_id(judge.key(question), is_repair=unusable is not None)
+        lane = self._lane(judge)
         return await lane.ask(custom_id, lambda: judge.body(question, unusable=unusable))
+
+    def _lane(self, judge: ChatJudge) -> _Lane:
+        lane = self._lanes.get(_place(judge))
+        if lane is None:
+            lane = self._lanes[_place(judge)] = _Lane(self, judge)
+        return lane
+
+    async def _submit_files(self) -> None:
+        """Submit files for as long as the run goes on; the only place that sets money aside."""
+        while True:
+            await self.news.wait()
+            self.news.clear()
+            if self._is_short:
+                # Rows that have just got a reply ask their next stage, which comes first.
+                await asyncio.sleep(self.settings.quiet_s)
+                for lane in self._lanes.values():
+                    lane.seal()
+            await self._submit_what_fits()
+
+    async def _submit_what_fits(self) -> None:
+        for judge in reversed(self._judges):  # later stages first: rows begun are finished
+            lane = self._lanes.get(_place(judge))
+            shortage = None if lane is None else await lane.submit_what_fits()
+            if shortage is not None:
+                self._wait_for_money(shortage)
+                return
+        self._is_short = False
+
+    def _wait_for_money(self, shortage: _Shortage) -> None:
+        """Go on when something has ended that may free money, if there is any such thing.
+
+        Raises:
+            BudgetError: There is none.
+        """
+        is_busy = any(lane.is_busy for lane in self._lanes.values()) or self._collect_more()
+        if not is_busy and not shortage.can_wait:
+            raise shortage.budget.refusal(shortage.pico)
+        if not self._is_short:
+            _log.info("the cap has no room for the next request until others are booked")
+        self._is_short = True
+        if not is_busy:  # the end of a batch is news; of what another process does there is none
+            self.news.set()
+
+    def _collect_more(self) -> bool:
+        """Look for batches of stages that no row has asked yet: their ends free money, too."""
+        under_way = {(m.host, m.model) for m in self.folder.manifests() if m.end is None}
+        left = [
+            judge
+            for judge in self._judges
+            if _place(judge) in under_way and _place(judge) not in self._lanes
+        ]
+        for judge in left:
+            self._lane(judge)
+        return bool(left)
 
     def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something beside the rows; its error ends the run."""
@@ -207,16 +309,14 @@ class _Request:
     """Parameters that it was last sent without."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Spool:
-    """A file of requests that grows until it becomes a batch."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shortage:
+    """The cap has no room for the next request, which could cost so much."""
 
-    id: str
-    path: Path
-    file: BinaryIO
-    keys: list[str] = field(default_factory=list)
-    n_bytes: int = 0
-    tokens: int = 0
+    budget: Budget
+    pico: int
+    can_wait: bool
+    """Whether another process may give money back."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,20 +342,29 @@ class _Lane:
             timeout_s=self._settings.transfer_timeout_s,
             url=CHAT_URL if judge.endpoint.azure_endpoint is None else _AZURE_URL,
         )
+        self._budget = judge.budget
+        self._price = None if self._budget is None else self._budget.batch_price(self._model)
         self._requests: dict[str, _Request] = {}
         self._under_way: dict[str, Manifest] = {}  # by custom_id
         self._in_stock: dict[str, tuple[Path, int]] = {}  # custom_id → file and offset
         self._handed: set[str] = set()
         self._stocks: list[_Stock] = []
-        self._spool: _Spool | None = None
-        self._sealed: deque[_Spool] = deque()
+        self._spool: Spool | None = None
+        self._sealed: deque[Spool] = deque()
         self._quiet: asyncio.TimerHandle | None = None
         self._ceiling = self._settings.max_enqueued_tokens
         self._enqueued = 0
         self._n_refusals = 0
         self._is_held = False
         self._dropped: set[str] = set()
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._recovered = batches.start(self._recover())
+        self._recovered.add_done_callback(lambda _: batches.news.set())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way, or may turn out to be."""
+        return self._enqueued > 0 or not self._recovered.done()
 
     async def ask(self, custom_id: str, body: _Body) -> Reply:
         await asyncio.wait([self._recovered])
@@ -285,10 +394,10 @@ class _Lane:
     async def close(self, *, is_whole: bool) -> None:
         """Close the connections, and forget the replies that the cache holds by now."""
         if self._spool is not None:
-            self._spool.file.close()
+            self._spool.close()
+        self._release(self._stocks, self._handed if is_whole else frozenset())
+        await asyncio.gather(*self._forgetting)
         await self._api.close()
-        for stock in list(self._stocks):
-            self._release(stock, self._handed if is_whole else frozenset())
 
     # Files of requests
 
@@ -302,45 +411,59 @@ class _Lane:
             return
         tokens = len(line) // _CHARS_PER_TOKEN + 1
         if self._spool is not None and self._is_full(self._spool, len(line), tokens):
-            self._seal()
-        spool = self._spool = self._spool or self._new_spool()
-        spool.file.write(line)
-        spool.keys.append(request.custom_id)
-        spool.n_bytes += len(line)
-        spool.tokens += tokens
+            self.seal()
+        spool = self._spool = self._spool or Spool(self._folder.file(uuid.uuid4().hex, "input"))
+        spool.write(line, SpooledLine(request.custom_id, len(line), tokens, self._most(body)))
         request.n_sent += 1
         request.left_out = frozenset(self._dropped)
         if self._quiet is not None:
             self._quiet.cancel()
         loop = asyncio.get_running_loop()
-        self._quiet = loop.call_later(self._settings.quiet_s, self._seal)
+        self._quiet = loop.call_later(self._settings.quiet_s, self.seal)
 
-    def _is_full(self, spool: _Spool, n_bytes: int, tokens: int) -> bool:
+    def _most(self, body: Mapping[str, object]) -> int:
+        """Return the most that a request can cost, in picodollars."""
+        return 0 if self._price is None else to_pico(self._price.worst_usd(*worst_tokens(body)))
+
+    def _is_full(self, spool: Spool, n_bytes: int, tokens: int) -> bool:
         return (
-            len(spool.keys) >= self._settings.max_requests
+            len(spool.lines) >= self._settings.max_requests
             or spool.n_bytes + n_bytes > self._settings.max_bytes
             or spool.tokens + tokens > self._ceiling
         )
 
-    def _new_spool(self) -> _Spool:
-        manifest_id = uuid.uuid4().hex
-        path = self._folder.file(manifest_id, "input")
-        return _Spool(id=manifest_id, path=path, file=path.open("wb"))
-
-    def _seal(self) -> None:
+    def seal(self) -> None:
+        """End the file that grows: it goes out as it is, when there is room."""
         if self._spool is not None:
-            self._spool.file.close()
+            self._spool.close()
             self._sealed.append(self._spool)
             self._spool = None
-            self._submit_what_fits()
+            self._batches.news.set()
 
-    def _submit_what_fits(self) -> None:
+    async def submit_what_fits(self) -> _Shortage | None:
+        """Submit files, as long as the queue and the cap have room; return what the cap lacked."""
         while self._sealed and not self._is_held and not self._batches.is_stopped:
-            if self._enqueued and self._enqueued + self._sealed[0].tokens > self._ceiling:
+            spool = self._sealed[0]
+            if self._enqueued and self._enqueued + spool.tokens > self._ceiling:
                 break
-            spool = self._sealed.popleft()
-            self._enqueued += spool.tokens
-            self._batches.start(self._submit(spool))
+            manifest_id = uuid.uuid4().hex
+            grant = await self._reserve(manifest_id, spool)
+            if not grant.n_requests and self._budget is not None:
+                pico, can_wait = spool.lines[0].pico, grant.can_wait
+                return _Shortage(budget=self._budget, pico=pico, can_wait=can_wait)
+            path = self._folder.file(manifest_id, "input")
+            lines = await asyncio.to_thread(spool.take, grant.n_requests, path)
+            if not spool.lines:
+                self._sealed.popleft()
+            self._enqueued += sum(line.tokens for line in lines)
+            self._batches.start(self._submit(manifest_id, lines))
+        return None
+
+    async def _reserve(self, manifest_id: str, spool: Spool) -> BatchGrant:
+        if self._budget is None:
+            return BatchGrant(n_requests=len(spool.lines), can_wait=False)
+        amounts = [line.pico for line in spool.lines]
+        return await asyncio.to_thread(self._budget.reserve_batch, manifest_id, amounts)
 
     # Batches
 
@@ -361,10 +484,11 @@ class _Lane:
                 self._follow(manifest)
             elif (view := found.get(manifest.id)) is not None:
                 _log.info("found batch %s, which was submitted as the run died", view.id)
-                submitted = replace(manifest, batch_id=view.id)
+                submitted = _submitted(manifest, view)
                 self._folder.save(submitted)
                 self._follow(submitted)
             else:
+                self._batches.ledger.book(manifest.id, 0)  # no server has it
                 self._folder.drop(manifest)
 
     async def _find(self, unsure: Sequence[Manifest]) -> dict[str, BatchView]:
@@ -376,30 +500,43 @@ class _Lane:
             found = await self._api.find(ids, since=since)
         return found
 
-    async def _submit(self, spool: _Spool) -> None:
+    async def _submit(self, manifest_id: str, lines: Sequence[SpooledLine]) -> None:
+        keys = tuple(line.custom_id for line in lines)
         manifest = Manifest(
-            id=spool.id,
+            id=manifest_id,
             host=self._host,
             model=self._model,
-            keys=tuple(spool.keys),
-            tokens=spool.tokens,
+            keys=keys,
+            tokens=sum(line.tokens for line in lines),
             created=time.time(),
-            attempts=self._attempts(spool.keys),
+            attempts=self._attempts(keys),
+            reserve=self._reserve_of(lines),
         )
         # Before the server hears of it: a batch made as this process dies is found by this id.
         await asyncio.to_thread(self._folder.save, manifest)
+        if manifest.reserve is not None:
+            await asyncio.to_thread(self._batches.ledger.mark_sent, manifest.id)
         metadata = {
             MARK: manifest.id,
             "cache": self._folder.id,
             "model": self._model[:512],
-            "requests": str(len(manifest.keys)),
+            "requests": str(len(keys)),
         }
-        view = await self._api.create(await self._api.upload(spool.path), metadata)
-        manifest = replace(manifest, batch_id=view.id)
+        path = self._folder.file(manifest.id, "input")
+        view = await self._api.create(await self._api.upload(path), metadata)
+        manifest = _submitted(manifest, view)
         await asyncio.to_thread(self._folder.save, manifest)
-        spool.path.unlink(missing_ok=True)
-        _log.info("submitted batch %s: %d requests to %s", view.id, len(manifest.keys), self._model)
+        path.unlink(missing_ok=True)
+        _log.info(
+            "submitted batch %s: %d requests to %s%s", view.id, len(keys), self._model,
+            _at_most(manifest.reserve),
+        )  # fmt: skip
         await self._watch(manifest)
+
+    def _reserve_of(self, lines: Sequence[SpooledLine]) -> BatchReserve | None:
+        if self._price is None:
+            return None
+        return BatchReserve(price=self._price, amounts=tuple(line.pico for line in lines))
 
     def _attempts(self, keys: Sequence[str]) -> dict[str, int]:
         sent = {key: self._requests[key].n_sent for key in keys if key in self._requests}
@@ -426,13 +563,12 @@ class _Lane:
 
     async def _settle(self, manifest: Manifest, view: BatchView) -> None:
         """Fetch all that an ended batch gave, whatever its end; ask again for what is missing."""
-        for kind in ("output", "errors"):
+        for kind in REPLY_FILES:
             if kind in view.files:
                 path = self._folder.file(manifest.id, kind)
                 await self._api.download(view.files[kind], path)
         is_cancelled = self._folder.is_cancelled(manifest)
-        manifest = replace(manifest, end=view.status)
-        await asyncio.to_thread(self._folder.save, manifest)
+        manifest = await asyncio.to_thread(self._book, manifest, view)
         faults = {}
         async for custom_id, fault in self._outcomes(manifest):
             faults[custom_id] = fault
@@ -447,8 +583,29 @@ class _Lane:
         else:
             self._n_refusals, self._is_held = 0, False
             self._settle_missing(view, missing, faults)
-        self._release_stocks()
-        self._submit_what_fits()
+        # Cheap to tell, and it spares most looks into the cache.
+        self._release([stock for stock in self._stocks if stock.keys <= self._handed], frozenset())
+        self._batches.news.set()
+
+    def _book(self, manifest: Manifest, view: BatchView) -> Manifest:
+        """Note that a batch has ended and is here, and what it cost; frees the rest."""
+        files = tuple(dict.fromkeys([*manifest.files, *view.files.values()]))
+        manifest = replace(manifest, end=view.status, files=files)
+        if manifest.reserve is not None:
+            outcomes = map(outcome_of_line, _all_lines(self._folder.reply_files(manifest)))
+            spent = spent_pico(
+                manifest.reserve,
+                manifest.keys,
+                filter(None, outcomes),
+                end=view.status,
+                n_answered=view.counts[1],
+            )
+            manifest = replace(manifest, spent=spent)
+            _log.info("batch %s cost $%.4f", view.id, spent / PICO)
+        # In this order: whoever finds the manifest books what it says, once.
+        self._folder.save(manifest)
+        self._batches.ledger.book(manifest.id, manifest.spent)
+        return manifest
 
     def _settle_missing(
         self, view: BatchView, missing: Sequence[_Request], faults: Mapping[str, Fault]
@@ -571,18 +728,32 @@ class _Lane:
         if not request.reply.done():
             request.reply.set_exception(error)
 
-    def _release_stocks(self) -> None:
-        for stock in list(self._stocks):
-            if stock.keys <= self._handed:
-                self._release(stock, frozenset())
+    def _release(self, stocks: Sequence[_Stock], saved: Set[str]) -> None:
+        """Forget batches once every reply in them is in the cache, read or unreadable.
 
-    def _release(self, stock: _Stock, saved: frozenset[str] | set[str]) -> None:
-        """Delete a batch's files once every reply in them is in the cache, read or unreadable."""
+        Args:
+            stocks: Those that may be.
+            saved: Replies that are known to be in the cache.
+        """
         has_call = self._batches.cache.has_call
-        if all(key in saved or has_call(base_key(key)) for key in stock.keys):
-            self._folder.drop(stock.manifest)
-            self._stocks.remove(stock)
-            self._handed -= stock.keys
+        for stock in list(stocks):
+            if all(key in saved or has_call(base_key(key)) for key in stock.keys):
+                self._stocks.remove(stock)
+                self._handed -= stock.keys
+                task = asyncio.create_task(self._forget(stock.manifest))
+                self._forgetting.add(task)
+                task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, manifest: Manifest) -> None:
+        """Delete a batch's files, there and here: providers count what is stored."""
+        if not self._settings.keeps_files:
+            await asyncio.gather(*map(self._api.delete, manifest.files))
+        self._folder.drop(manifest)
+
+
+def _place(judge: ChatJudge) -> tuple[str, str]:
+    """Return what a lane is for: a host and a model."""
+    return judge.endpoint.host, judge.model
 
 
 def _current_task() -> asyncio.Task[object] | None:
@@ -590,6 +761,14 @@ def _current_task() -> asyncio.Task[object] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def _submitted(manifest: Manifest, view: BatchView) -> Manifest:
+    return replace(manifest, batch_id=view.id, files=tuple(view.files.values()))
+
+
+def _at_most(reserve: BatchReserve | None) -> str:
+    return "" if reserve is None else f", at most ${sum(reserve.amounts) / PICO:,.4f}"
 
 
 def _cancelled(view: BatchView, n_missing: int) -> AccountError:
@@ -606,6 +785,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for line in file:
             yield offset, line
             offset += len(line)
+
+
+def _all_lines(paths: Sequence[Path]) -> Iterator[bytes]:
+    return (line for path in paths for _, line in _lines(path))
 
 
 def _reply_at(path: Path, offset: int) -> Reply:

@@ -8,6 +8,9 @@ back what is left whenever none of its calls is in flight.
 What a process held when it was killed stays counted as spent, for its calls may have been billed.
 So may be a call that timed out, and a reply that came without its token counts: both count as the
 most that they could cost. A cap is therefore never exceeded, and may not be used up.
+
+Batches are under the same cap: what is set aside for one is held by the batch itself, whatever
+becomes of the process that submitted it, until a run finds how it ended.
 """
 
 from __future__ import annotations
@@ -17,36 +20,27 @@ import contextlib
 import json
 import math
 import os
-import sqlite3
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_relabel.errors import BudgetError, CacheError, SettingError
+from hf_relabel.errors import BudgetError, SettingError
+from hf_relabel.judges.ledger import PICO, BatchGrant, Ledger, ledger_file, to_pico
 from hf_relabel.judges.money import Price, Prices
 
 __all__ = ["Budget", "Reservation", "worst_tokens"]
 
-_PICO = 10**12
-"""Picodollars in a dollar: sums of whole numbers do not drift, and SQLite holds 9 million dollars."""
 _CALLS_DRAWN = 256  # calls that an allotment pays for, at their worst
-_SHARE_DRAWN = 8  # and no more than this part of what is left, so that other processes find some
 _POLL_S = 0.1  # how often to look whether another process has given something back
 _REFUSED_S = 1.0
-_BUSY_TIMEOUT_S = 60
 _TOKENS_PER_CALL = 64
 """Tokens that the chat format, a tool or a schema's own words add to a call, at most."""
 _TOKENS_PER_MESSAGE = 16
-_TABLES = (
-    "budget (name TEXT PRIMARY KEY, spent INTEGER NOT NULL)",
-    "holder (id TEXT PRIMARY KEY, name TEXT NOT NULL, pid INTEGER NOT NULL, "
-    "started TEXT NOT NULL, held INTEGER NOT NULL)",
-)
 _DEARER_TIERS = ("priority", "fast")
 
 
@@ -88,7 +82,7 @@ class Reservation:
 
     @property
     def usd(self) -> float:
-        return self.pico / _PICO
+        return self.pico / PICO
 
 
 class Budget:
@@ -118,7 +112,7 @@ class Budget:
 
     def _open(self) -> None:
         self._account = _Account(
-            _Ledger(self.folder / "budgets.db", self.name), round(self.cap_usd * _PICO)
+            Ledger(ledger_file(self.folder), self.name), round(self.cap_usd * PICO)
         )
 
     def _own(self) -> _Account:
@@ -134,7 +128,7 @@ class Budget:
             SettingError: The price is unknown, or the reply has no limit.
         """
         price = self._price(model, body.get("service_tier"))
-        pico = math.ceil(price.worst_usd(*worst_tokens(body)) * _PICO)
+        pico = to_pico(price.worst_usd(*worst_tokens(body)))
         account = self._own()
         await account.take(pico, self)
         return Reservation(pico=pico, price=price, account=account)
@@ -151,8 +145,27 @@ class Budget:
             return
         reservation.is_open = False
         cost: float | None = 0.0 if usage is None else reservation.price.cost_usd(usage)
-        spent = reservation.pico if cost is None else math.ceil(cost * _PICO)
+        spent = reservation.pico if cost is None else to_pico(cost)
         reservation.account.settle(reservation.pico, spent)
+
+    def batch_price(self, model: str) -> Price:
+        """Return what a model costs in the Batch API.
+
+        Raises:
+            SettingError: It is unknown.
+        """
+        return self.prices.require(model, is_batch=True)
+
+    def reserve_batch(self, batch: str, amounts: Sequence[int]) -> BatchGrant:
+        """Set aside the most that a batch can cost, for as many of its requests as the cap allows.
+
+        It stays, whatever becomes of this process, until `BatchLedger.book` frees it.
+
+        Args:
+            batch: Our name of it.
+            amounts: The most that each of its requests can cost, in picodollars.
+        """
+        return self._own().reserve_batch(batch, amounts)
 
     @property
     def spent_usd(self) -> float:
@@ -160,19 +173,29 @@ class Budget:
 
         Other processes that run now are counted when they report, with their next allotment.
         """
-        return sum(self._own().spent_and_lost()) / _PICO
+        return sum(self._own().spent_and_lost()) / PICO
 
     @property
     def reserved_usd(self) -> float:
         """What is set aside for this process's calls in flight."""
-        return self._own().reserved / _PICO
+        return self._own().reserved / PICO
+
+    @property
+    def in_batches_usd(self) -> float:
+        """What is set aside for batches under way, by any process; no part of `spent_usd`."""
+        return self._own().in_batches() / PICO
 
     def refusal(self, pico: int) -> BudgetError:
         """Build the error that ends the run."""
         spent, lost = self._own().spent_and_lost()
         words = f" (${_usd(lost)} of it held by processes that were killed)" if lost else ""
+        if in_batches := self._own().in_batches():
+            words += (
+                f", ${_usd(in_batches)} more are set aside for batches under way (the run that "
+                "submitted them frees what they do not use)"
+            )
         return BudgetError(
-            f"the cap of ${_usd(round(self.cap_usd * _PICO))} is reached: ${_usd(spent + lost)} are "
+            f"the cap of ${_usd(round(self.cap_usd * PICO))} is reached: ${_usd(spent + lost)} are "
             f"spent{words}, and the "
             f"next call could cost up to ${_usd(pico)}. Every reply that came is kept; run the same "
             "again with a higher cap (--max-cost-usd, max_cost_usd) to go on.",
@@ -195,8 +218,8 @@ class Budget:
 
 
 def _usd(pico: int) -> str:
-    digits = 2 if pico >= _PICO else 4
-    return f"{pico / _PICO:,.{digits}f}"
+    digits = 2 if pico >= PICO else 4
+    return f"{pico / PICO:,.{digits}f}"
 
 
 @dataclass(slots=True, eq=False)
@@ -218,7 +241,7 @@ class _Account:
     What the ledger holds for it is `free + reserved + unreported`, after every transaction.
     """
 
-    def __init__(self, ledger: _Ledger, cap: int) -> None:
+    def __init__(self, ledger: Ledger, cap: int) -> None:
         self.pid = os.getpid()
         self.reserved = 0
         self._id = uuid.uuid4().hex
@@ -281,6 +304,12 @@ class _Account:
             spent, lost = self._ledger.spent_and_lost(self._id)
             return spent + self._unreported, lost
 
+    def reserve_batch(self, batch: str, amounts: Sequence[int]) -> BatchGrant:
+        return self._ledger.reserve_batch(batch, amounts, self._cap)
+
+    def in_batches(self) -> int:
+        return self._ledger.in_batches()
+
     def _refuse_again(self, pico: int) -> None:
         """Refuse at once what was just refused: hundreds of calls wait when a cap is reached."""
         if self._refused is not None and pico >= self._refused[0]:
@@ -328,120 +357,3 @@ class _Account:
     def _wake_first(self) -> None:
         if self._waiters:
             self._waiters[0].wake()
-
-
-class _Ledger:
-    """The table of what is spent and who holds how much; a file of its own beside the cache.
-
-    Every change is one transaction with a connection of its own, so that nothing stays locked, and
-    a draw is on disk before it is spent, even if the power fails.
-    """
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self._name = name
-
-    def draw(self, holder: str, cap: int, *, spent: int, least: int, most: int) -> int:
-        """Report what was spent, and draw between `least` and `most`, or nothing.
-
-        Returns:
-            What was granted; 0 where less than `least` is left.
-        """
-        with self._transaction() as rows:
-            self._book(rows, holder, spent)
-            available = cap - self._spent(rows) - sum(held for *_, held in self._holders(rows))
-            if available < least:
-                return 0
-            granted = min(available, max(least, min(most, available // _SHARE_DRAWN)))
-            self._add_held(rows, holder, granted)
-            return granted
-
-    def hand_back(self, holder: str, *, spent: int, unused: int) -> None:
-        with self._transaction() as rows:
-            self._book(rows, holder, spent)
-            self._add_held(rows, holder, -unused)
-            rows.execute("DELETE FROM holder WHERE id = ? AND held = 0", (holder,))
-
-    def spent_and_lost(self, holder: str) -> tuple[int, int]:
-        """Return what was reported, and what processes held that are no more."""
-        if not self._path.exists():
-            return 0, 0
-        with self._transaction() as rows:
-            spent, holders = self._spent(rows), self._holders(rows)
-        lost = [
-            held
-            for id_, pid, started, held in holders
-            if id_ != holder and not _is_running(pid, started)
-        ]
-        return spent, sum(lost)
-
-    def is_held_by_others(self, holder: str) -> bool:
-        with self._transaction() as rows:
-            holders = self._holders(rows)
-        return any(
-            held > 0 and id_ != holder and _is_running(pid, started)
-            for id_, pid, started, held in holders
-        )
-
-    def _spent(self, rows: sqlite3.Connection) -> int:
-        row = rows.execute("SELECT spent FROM budget WHERE name = ?", (self._name,)).fetchone()
-        return int(row[0]) if row else 0
-
-    def _holders(self, rows: sqlite3.Connection) -> list[tuple[str, int, str, int]]:
-        query = "SELECT id, pid, started, held FROM holder WHERE name = ?"
-        return rows.execute(query, (self._name,)).fetchall()
-
-    def _book(self, rows: sqlite3.Connection, holder: str, spent: int) -> None:
-        if spent:
-            rows.execute(
-                "INSERT INTO budget VALUES (?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET spent = spent + excluded.spent",
-                (self._name, spent),
-            )
-            self._add_held(rows, holder, -spent)
-
-    def _add_held(self, rows: sqlite3.Connection, holder: str, amount: int) -> None:
-        rows.execute(
-            "INSERT INTO holder VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (id) DO UPDATE SET held = held + excluded.held",
-            (holder, self._name, os.getpid(), _started(os.getpid()), amount),
-        )
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.closing(
-                sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            ) as rows:
-                rows.execute("BEGIN IMMEDIATE")
-                for table in _TABLES:
-                    rows.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-                yield rows
-                rows.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            raise CacheError(
-                f"the ledger of costs in {self._path} cannot be used: {error}. Nothing is sent "
-                "without it: mend the folder, or run without a cap on the cost."
-            ) from error
-
-
-def _started(pid: int) -> str:
-    """Return when a process began, which tells it from a later one of the same number."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
-
-
-def _is_running(pid: int, started: str) -> bool:
-    if started:
-        return _started(pid) == started
-    if os.name != "posix":  # no way to ask; it counts as ended, and what it holds as spent
-        return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True

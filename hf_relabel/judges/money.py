@@ -51,6 +51,14 @@ class Price:
     date: str | None = None
     above: tuple[int, Price] | None = None
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Price:
+        """Build from what `dataclasses.asdict` made of a price, after a way through JSON."""
+        above = values["above"]
+        if above is not None:
+            above = (above[0], cls.from_json(above[1]))
+        return cls(**{**values, "above": above})
+
     @property
     def origin(self) -> str:
         """The source and its date, as printed."""
@@ -132,13 +140,13 @@ class Prices:
         price = self.price_of_call(model, usage)
         return None if price is None else price.cost_usd(usage)
 
-    def require(self, model: str) -> Price:
-        """Return a model's price.
+    def require(self, model: str, *, is_batch: bool = False) -> Price:
+        """Return a model's price, or that in the Batch API.
 
         Raises:
             SettingError: It is unknown, and spending can only be capped where it is known.
         """
-        price = self.price_of(model)
+        price = self.price_of(model, is_batch=is_batch)
         if price is None:
             raise SettingError(
                 f"expected a known price for {model!r} with a cap on the cost, found none. Give it "

@@ -194,7 +194,8 @@ def test_validation_that_never_ends_is_given_up(
     relabeler.judge(rows)
 
     assert set(statuses(server)) == {"failed"}
-    assert len(server.batches) == 4  # two at each stage
+    # Two at each stage; the row that was named first may go ahead of the others, alone.
+    assert 4 <= len(server.batches) <= 5
     assert set(undecided(relabeler, rows)) == {"batch_invalid", "batch_failed"}
 
 
