@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import hub_commands
-from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError
+from hf_relabel import hub_commands, prune_commands
+from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError, StoppedError
 
 __all__ = ["app", "main"]
 
@@ -41,6 +41,7 @@ app.add_typer(batches, name="batches")
 app.command()(hub_commands.publish)
 app.add_typer(hub_commands.hub, name="hub")
 verdicts.command("pull")(hub_commands.pull)
+app.command()(prune_commands.prune)
 out = Console()
 err = Console(stderr=True)
 _log = logging.getLogger("hf_relabel.cli")
@@ -566,7 +567,7 @@ def run_app(arguments: list[str]) -> int:
     except HubError as error:
         err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
         return 2 if error.reason in ("unavailable", "conflict") else 1
-    except (AccountError, CacheError, _InterruptedRunError) as error:
+    except (AccountError, CacheError, StoppedError, _InterruptedRunError) as error:
         err.print(f"Stopped: {error}", style="red", highlight=False, markup=False)
         return 2
     except RelabelError as error:

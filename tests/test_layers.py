@@ -46,6 +46,7 @@ ORDER = [
     "hub",
     "hub_commands",
     "evaluate_commands",
+    "prune_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.

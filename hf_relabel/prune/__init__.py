@@ -13,13 +13,13 @@ Every run (one left-out subset or none, one seed) is a process of its own, and i
 a sweep that was interrupted goes on where it was.
 
 Modules, each importing only from those before it: runs (values), subsets (the rows of a run),
-training (commands and benchmarks as functions), comparison (what is noise, and what is not), worker
+training (commands and benchmarks as functions), effects (what is noise, and what is not), worker
 (the process of a run), scheduler (several at once), report, heatmap, sweep.
 """
 
 from __future__ import annotations
 
-from hf_relabel.prune.comparison import Comparison, Effect, compare
+from hf_relabel.prune.effects import Effect, Effects, measure_effects
 from hf_relabel.prune.heatmap import draw_heatmap
 from hf_relabel.prune.report import PruneReport, Round
 from hf_relabel.prune.runs import Run
@@ -29,15 +29,15 @@ from hf_relabel.prune.training import BenchmarkScores, TrainCommand
 
 __all__ = [
     "BenchmarkScores",
-    "Comparison",
     "Effect",
+    "Effects",
     "Progress",
     "PruneReport",
     "Round",
     "Run",
     "Sweep",
     "TrainCommand",
-    "compare",
     "draw_heatmap",
+    "measure_effects",
     "prune",
 ]

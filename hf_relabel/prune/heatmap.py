@@ -43,7 +43,7 @@ def draw_heatmap(round_: Round, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = round_.comparison
+    found = round_.effects
     columns = ["average", *found.benchmarks] if len(found.benchmarks) > 1 else [*found.benchmarks]
     size = (
         _MARGIN[0] + _CELL[0] * len(columns),
@@ -58,7 +58,7 @@ def draw_heatmap(round_: Round, path: Path) -> None:
 
 
 def _fill(axes: Axes, round_: Round, columns: list[str]) -> None:
-    effects = round_.comparison.effects
+    effects = round_.effects.effects
     points = [[100 * effect.gains.get(name, effect.gain) for name in columns] for effect in effects]
     largest = max(abs(value) for line in points for value in line) or 1.0
     image = axes.imshow(points, cmap=_COLORS, vmin=-largest, vmax=largest, aspect="auto")
@@ -77,7 +77,7 @@ def _fill(axes: Axes, round_: Round, columns: list[str]) -> None:
 
 
 def _label(axes: Axes, round_: Round, columns: list[str]) -> None:
-    found = round_.comparison
+    found = round_.effects
     names = [f"{e.subset} (drop)" if e.is_marked else e.subset for e in found.effects]
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=10)
     axes.set_yticks(range(len(names)), names, fontsize=10)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_relabel.prune.comparison import Comparison, Effect
+from hf_relabel.prune.effects import Effect, Effects
 
 __all__ = ["PruneReport", "Round"]
 
@@ -20,12 +20,12 @@ class Round:
     Attributes:
         removed: The subsets that had been removed before, in order; none in the first round.
         counts: Subset → rows, of those that were there.
-        comparison: What leaving out each of them does.
+        effects: What leaving out each of them does.
     """
 
     removed: tuple[str, ...]
     counts: Mapping[str, int]
-    comparison: Comparison
+    effects: Effects
 
     @property
     def n_rows(self) -> int:
@@ -33,13 +33,13 @@ class Round:
 
     def header(self) -> tuple[str, ...]:
         """Return the columns' names."""
-        n_sets = len(self.comparison.benchmarks)
-        average = f"avg{n_sets}" if n_sets > 1 else self.comparison.benchmarks[0]
+        n_sets = len(self.effects.benchmarks)
+        average = f"avg{n_sets}" if n_sets > 1 else self.effects.benchmarks[0]
         return ("left out", "pairs left", average, "change", "p", "sets up/down", "verdict")
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the table's lines: nothing left out, then by score, what is dropped first."""
-        found = self.comparison
+        found = self.effects
         spread = "" if found.noise is None else f"± {found.noise:.4f}"
         first = ("nothing", _count(self.n_rows), f"{found.mean:.3f}", spread, "", "", "")
         ordered = sorted(found.effects, key=lambda effect: not effect.is_marked)
@@ -58,7 +58,7 @@ class Round:
 
     def notes(self) -> list[str]:
         """Say how the table came about."""
-        found = self.comparison
+        found = self.effects
         seeds = ", ".join(f"{score:.4f}" for score in found.baseline.values())
         n_seeds = len(found.baseline)
         notes = [f"Nothing left out, by seed: {seeds}."]
@@ -74,7 +74,7 @@ class Round:
         return notes
 
     def to_json(self) -> dict[str, Any]:
-        found = self.comparison
+        found = self.effects
         return {
             "removed_before": list(self.removed),
             "rows": dict(self.counts),
@@ -132,7 +132,7 @@ class PruneReport:
         return "\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        found = self.rounds[0].comparison
+        found = self.rounds[0].effects
         return {
             "keep": list(self.keep),
             "drop": list(self.drop),

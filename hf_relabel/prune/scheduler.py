@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -304,26 +304,21 @@ def _raise_first(futures: Sequence[object]) -> None:
 def _hand_over(process: subprocess.Popen[bytes], order: bytes) -> None:
     """Write the order; the pipe stays open, for its end is the worker's."""
     if process.stdin is not None:
-        try:
+        # One that ended at its start reads nothing; its status and log say why.
+        with suppress(BrokenPipeError):
             process.stdin.write(order)
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended at its start; its status and log say why
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
-        try:
+        with suppress(BrokenPipeError):  # it ended before it had read all
             process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended before it had read all
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):  # nothing of it is left
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing of it is left
 
 
 def _failure(folder: RunFolder, status: int) -> Failure:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_relabel.errors import SettingError, SourceError, StoppedError
-from hf_relabel.prune.comparison import Comparison, check_scipy, compare
+from hf_relabel.prune.effects import Effects, check_scipy, measure_effects
 from hf_relabel.prune.report import PruneReport, Round
 from hf_relabel.prune.runs import Run, write_json
 from hf_relabel.prune.scheduler import Failure, Progress, Scheduler, Workload
@@ -215,7 +215,7 @@ class Sweep:
             )
         rounds, _ = self._rounds()
         last = rounds[-1]
-        marked = last.comparison.marked
+        marked = last.effects.marked
         drop = (*last.removed, *(() if self._greedy and not marked else marked))
         if self._greedy and marked:
             drop = (*last.removed, marked[0])
@@ -229,29 +229,29 @@ class Sweep:
         removed: tuple[str, ...] = ()
         while True:
             runs = self._round_runs(removed)
-            comparison = self._compare(removed)
-            if comparison is None:
+            effects = self._effects(removed)
+            if effects is None:
                 return rounds, runs
             counts = {n: c for n, c in self._subsets.counts.items() if n not in removed}
-            rounds.append(Round(removed=removed, counts=counts, comparison=comparison))
+            rounds.append(Round(removed=removed, counts=counts, effects=effects))
             # Of two subsets one can go; the last one has nothing to be compared with.
-            if not self._greedy or not comparison.marked or len(counts) <= 2:
+            if not self._greedy or not effects.marked or len(counts) <= 2:
                 return rounds, runs
-            removed = (*removed, comparison.marked[0])
+            removed = (*removed, effects.marked[0])
 
     def _round_runs(self, removed: tuple[str, ...]) -> list[Run]:
         left = [name for name in self._subsets.counts if name not in removed]
         arms = [removed, *((*removed, name) for name in left)]
         return [Run(left_out=arm, seed=seed) for seed in self.seeds for arm in arms]
 
-    def _compare(self, removed: tuple[str, ...]) -> Comparison | None:
+    def _effects(self, removed: tuple[str, ...]) -> Effects | None:
         """Compare the arms of a round, or return None where one is not done."""
         baseline = self._scores(removed)
         left = [name for name in self._subsets.counts if name not in removed]
         arms = {name: self._scores((*removed, name)) for name in left}
         if any(len(scores) < len(self.seeds) for scores in (baseline, *arms.values())):
             return None
-        return compare(baseline, arms, alpha=self._alpha, min_gain=self._min_gain)
+        return measure_effects(baseline, arms, alpha=self._alpha, min_gain=self._min_gain)
 
     def _scores(self, left_out: tuple[str, ...]) -> dict[int, dict[str, float]]:
         runs = [Run(left_out=left_out, seed=seed) for seed in self.seeds]

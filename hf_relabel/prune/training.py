@@ -124,6 +124,6 @@ class BenchmarkScores:
 
     def __call__(self, model: str) -> dict[str, float]:
         return {
-            benchmark.name: evaluate(model, benchmark).mean(self.metric)
+            benchmark.name: evaluate(model, benchmark, metrics=[self.metric]).mean(self.metric)
             for benchmark in self.load()
         }

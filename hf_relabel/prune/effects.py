@@ -1,4 +1,4 @@
-"""Comparison: how much a score changes when a subset is left out, and whether that is noise.
+"""Effects: how much a score changes when a subset is left out, and whether that is noise.
 
 Training again with another seed changes the score too. That is the noise, and a change counts only
 where it stands out of it. What is compared is the mean score over the benchmarks, y, of every run:
@@ -39,7 +39,7 @@ from statistics import fmean
 
 from hf_relabel.errors import MissingExtraError, SettingError
 
-__all__ = ["Comparison", "Effect", "check_scipy", "compare"]
+__all__ = ["Effect", "Effects", "check_scipy", "measure_effects"]
 
 Scores = Mapping[int, Mapping[str, float]]
 """Seed → benchmark → score, of one arm."""
@@ -87,7 +87,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Effects:
     """All arms against the baseline.
 
     Attributes:
@@ -121,13 +121,13 @@ class Comparison:
         return tuple(effect.subset for effect in self.effects if effect.is_marked)
 
 
-def compare(
+def measure_effects(
     baseline: Scores,
     arms: Mapping[str, Scores],
     *,
     alpha: float = 0.05,
     min_gain: float = 0.001,
-) -> Comparison:
+) -> Effects:
     """Compare the score without each subset with the score of all.
 
     Args:
@@ -170,7 +170,7 @@ def compare(
                 is_marked=is_marked,
             )
         )
-    return Comparison(
+    return Effects(
         baseline=base,
         benchmarks=benchmarks,
         noise=noise.deviation,
@@ -251,7 +251,12 @@ def _check_layout(baseline: Scores, arms: Mapping[str, Scores]) -> tuple[str, ..
     benchmarks = set(next(iter(baseline.values()), {}))
     for scores in (baseline, *arms.values()):
         found = [set(values) for values in scores.values()]
-        if not seeds or not benchmarks or set(scores) != seeds or found != [benchmarks] * len(seeds):
+        if (
+            not seeds
+            or not benchmarks
+            or set(scores) != seeds
+            or found != [benchmarks] * len(seeds)
+        ):
             raise SettingError(
                 f"expected the seeds {sorted(seeds)} and the benchmarks {sorted(benchmarks)} in "
                 f"every arm, found {[(s, sorted(v)) for s, v in scores.items()]}. Let `evaluate` "
@@ -269,5 +274,5 @@ def _student():  # type: ignore[no-untyped-def]  # scipy brings no types
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise MissingExtraError.of("scipy", "train", "Telling a gain from noise") from error
+        raise MissingExtraError.of("scipy", "evaluate", "Telling a gain from noise") from error
     return t
