@@ -84,7 +84,7 @@ def _label(axes: Axes, round_: Round, columns: list[str]) -> None:
     for label, effect in zip(axes.get_yticklabels(), found.effects, strict=True):
         label.set_fontweight("bold" if effect.is_marked else "normal")
     axes.tick_params(length=0, colors=_INK)
-    before = f", {', '.join(round_.removed)} being out already" if round_.removed else ""
+    before = f"\n({', '.join(round_.removed)} being out already)" if round_.removed else ""
     title = f"Change in points when a subset is left out{before}"
     axes.set_title(title, loc="left", fontsize=12, color=_INK)
     for side in axes.spines.values():

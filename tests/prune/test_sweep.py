@@ -1,13 +1,16 @@
 """Sweeps: every run a process of its own, a result each; what was interrupted goes on.
 
-Trainings here are functions that write a number: those of a real model are in test_real_training.
+Most trainings here only pretend, for what they come to has to be known; real ones are below, and in
+test_prune_commands.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +20,23 @@ from datasets import Dataset
 from hf_relabel.errors import ColumnError, RowError, SettingError, StoppedError
 from hf_relabel.prune import Progress, PruneReport, Sweep, TrainCommand, prune
 from hf_relabel.prune.runs import Run
+from tests.conftest import ROOT
+from tests.prune.trainings import (
+    count_training,
+    evaluate,
+    evaluate_when_mended,
+    kill_own_process,
+    note_device,
+    train,
+    train_but_not_without_bad,
+    train_nothing,
+    train_to_nan,
+    train_words,
+    word_ndcg,
+    word_rows,
+)
 
-HARM = {"good": 0.05, "fine": 0.03, "bad": -0.08, "worse": -0.2}
+WAIT_S = 90.0
 
 
 def rows(names: tuple[str, ...] = ("good", "bad", "fine")) -> Dataset:
@@ -28,23 +46,6 @@ def rows(names: tuple[str, ...] = ("good", "bad", "fine")) -> Dataset:
             for i in range(12)
         ]
     )
-
-
-def train(data: str, output: str, seed: int) -> None:
-    """Write a "model": what its subsets are worth together, and a seed's noise."""
-    import random
-
-    lines = [json.loads(line) for line in Path(data).read_text().splitlines()]
-    found = sorted({line["subset"] for line in lines})
-    noise = random.Random(f"{found} {seed}").gauss(0, 0.003)
-    Path(output).mkdir()
-    worth = 0.5 + sum(HARM[name] for name in found) + noise
-    (Path(output) / "model.json").write_text(json.dumps({"worth": worth, "rows": len(lines)}))
-
-
-def evaluate(model: str) -> dict[str, float]:
-    worth = json.loads((Path(model) / "model.json").read_text())["worth"]
-    return {"easy": worth, "hard": worth / 2}
 
 
 def sweep(folder: Path, **changes: object) -> PruneReport:
@@ -110,13 +111,6 @@ def test_one_seed_marks_nothing_and_says_what_to_do(tmp_path: Path) -> None:
     assert "more seeds" in report.table()
 
 
-def train_but_not_without_bad(data: str, output: str, seed: int) -> None:
-    if "without-bad" in output and not (Path(output).parents[5] / "mended").exists():
-        print("the last words of the training")
-        raise MemoryError("no room")
-    train(data, output, seed)
-
-
 def test_a_failing_run_leaves_the_others_alone_and_is_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "prune"
     news: list[Progress] = []
@@ -134,18 +128,6 @@ def test_a_failing_run_leaves_the_others_alone_and_is_tried_again(tmp_path: Path
     assert report.drop == ("bad",)
 
 
-def count_training(data: str, output: str, seed: int) -> None:
-    with (Path(output).parents[2] / "trained").open("a") as file:
-        file.write(".")
-    train(data, output, seed)
-
-
-def evaluate_when_mended(model: str) -> dict[str, float]:
-    if not (Path(model).parents[5] / "mended").exists():
-        raise OSError("the benchmark is not there")
-    return evaluate(model)
-
-
 def test_what_was_trained_is_not_trained_again_when_the_evaluation_failed(tmp_path: Path) -> None:
     folder = tmp_path / "prune"
     functions = {"train": count_training, "evaluate": evaluate_when_mended}
@@ -159,15 +141,6 @@ def test_what_was_trained_is_not_trained_again_when_the_evaluation_failed(tmp_pa
     assert [path.read_text() for path in trained] == ["."] * 4
 
 
-def train_to_nan(data: str, output: str, seed: int) -> None:  # noqa: ARG001
-    Path(output).mkdir()
-    (Path(output) / "model.json").write_text('{"worth": NaN}')
-
-
-def train_nothing(data: str, output: str, seed: int) -> None:
-    pass
-
-
 @pytest.mark.parametrize(
     ("function", "message"), [(train_to_nan, "finite score"), (train_nothing, "expected a model")]
 )
@@ -178,18 +151,9 @@ def test_a_training_without_a_usable_model_is_a_failure(
         sweep(tmp_path, train=function, seeds=1)
 
 
-def kill_own_process(data: str, output: str, seed: int) -> None:  # noqa: ARG001
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_process_is_a_failure_that_names_the_signal(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="killed by signal 9"):
         sweep(tmp_path, train=kill_own_process, seeds=1)
-
-
-def note_device(data: str, output: str, seed: int) -> None:
-    train(data, output, seed)
-    (Path(output) / "device").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
 def test_devices_are_handed_round(tmp_path: Path) -> None:
@@ -316,3 +280,66 @@ def test_time_does_not_show_in_the_table(tmp_path: Path) -> None:
     first = sweep(tmp_path / "one", jobs=1).table()
 
     assert sweep(tmp_path / "two", jobs=3).table() == first
+
+
+def test_a_poisoned_subset_is_marked_and_no_other_by_real_training(tmp_path: Path) -> None:
+    """Subset c has its positives and negatives swapped; held-out queries tell, over three seeds."""
+    report = prune(
+        Dataset.from_list(word_rows(1)),
+        train=train_words,
+        evaluate=word_ndcg,
+        output=tmp_path,
+        jobs=2,
+        file_type="jsonl",
+    )
+
+    assert report.drop == ("c",)
+    assert report.keep == ("a", "b", "d")
+
+
+def test_killed_and_interrupted_sweeps_go_on_and_give_the_same_table(
+    tmp_path: Path, subprocess_env: Callable[..., dict[str, str]]
+) -> None:
+    """SIGKILL in the middle of a run, then Ctrl-C in another; no training outlives either."""
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.prune.interrupted", str(tmp_path / name)],
+            env=subprocess_env(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    whole = start("whole").communicate(timeout=WAIT_S)[0]
+    for how in (signal.SIGKILL, signal.SIGINT):
+        process = start("broken")
+        _wait_for_one_more_run(tmp_path / "broken")
+        process.send_signal(how)
+        process.communicate(timeout=WAIT_S)
+        assert process.returncode != 0
+        n_done = len(list((tmp_path / "broken").glob("runs/*/*/result.json")))
+        assert 0 < n_done < 10
+    resumed = start("broken").communicate(timeout=WAIT_S)[0]
+
+    assert b"| c | 360 |" in whole
+    assert resumed == whole
+    assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "whole")
+    assert not list(tmp_path.glob("broken/runs/*/*/attempt-*"))
+
+
+def _wait_for_one_more_run(folder: Path) -> None:
+    """Wait until one more run is done, and another one is in its training."""
+    before = len(list(folder.glob("runs/*/*/result.json")))
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        done = list(folder.glob("runs/*/*/result.json"))
+        begun = list(folder.glob("runs/*/*/attempt-*/model-begun"))
+        if len(done) > before and begun:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no run came to its end")
+
+
+def _bytes(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("table.md", "keep.json")]
