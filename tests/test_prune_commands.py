@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_training_and_says_what_resumes(
 
     assert process.returncode == 2
     assert "interrupted" in stderr
-    assert "the same command resumes: hf-relabel prune rows.jsonl" in stderr.replace("\n", " ")
+    assert "the same command resumes: hf-relabel prune rows.jsonl" in " ".join(stderr.split())
     assert not Path(f"/proc/{(folder / 'ready').read_text()}").exists()
 
 

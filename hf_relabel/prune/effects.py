@@ -36,6 +36,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from hf_relabel.errors import MissingExtraError, SettingError
 
@@ -270,7 +271,7 @@ def check_scipy() -> None:
     _student()
 
 
-def _student():  # type: ignore[no-untyped-def]  # scipy brings no types
+def _student() -> Any:  # scipy brings no types
     try:
         from scipy.stats import t
     except ImportError as error:

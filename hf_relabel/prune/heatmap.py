@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_relabel.errors import MissingExtraError
 from hf_relabel.prune.report import Round
@@ -68,7 +68,7 @@ def _fill(axes: Axes, round_: Round, columns: list[str]) -> None:
             value = points[y][x]
             color = "white" if abs(value) > _STRONG * largest else _INK
             weight = "bold" if is_sure else "normal"
-            style = {"ha": "center", "va": "center", "fontsize": 10}
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 10}
             axes.text(x, y, f"{value:+.2f}", color=color, fontweight=weight, **style)
     _label(axes, round_, columns)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)

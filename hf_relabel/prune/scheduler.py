@@ -158,6 +158,17 @@ class Scheduler:
             self._end_processes()
             pool.shutdown()
 
+    def tidy(self, runs: Sequence[Run]) -> None:
+        """Remove what is left beside a result, where a scheduler was killed before it tidied up."""
+        from filelock import FileLock, Timeout
+
+        for folder in map(self._workload.folder_of, runs):
+            if folder.read() is None or not any(folder.path.glob("attempt-*")):
+                continue
+            with suppress(Timeout), FileLock(folder.lock, timeout=0):  # else its owner tidies up
+                for attempt in folder.path.glob("attempt-*"):
+                    self._clean_up(folder, attempt)
+
     def _carry_out(self, run: Run) -> Failure | None:
         device = self._free.get()
         try:
@@ -252,7 +263,8 @@ class Scheduler:
         model = attempt / "model"
         if self._workload.keep_models and model.exists():
             kept = folder.path / "model"
-            shutil.rmtree(kept, ignore_errors=True)
+            if kept.exists():
+                shutil.rmtree(kept)
             model.replace(kept)
         shutil.rmtree(attempt)
 

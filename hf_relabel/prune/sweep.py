@@ -180,6 +180,7 @@ class Sweep:
         """
         while missing := self.missing():
             self.execute(missing, jobs=jobs, devices=devices, progress=progress)
+        Scheduler(self._workload).tidy(self.runs())
         report = self.report()
         write_json(self.folder / "keep.json", report.to_json())
         _write_text(self.folder / "table.md", report.table())

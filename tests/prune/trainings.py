@@ -107,7 +107,7 @@ def _text(rng: random.Random, kind: str, topic: int) -> str:
 
 
 def train_words(data: str, output: str, seed: int) -> None:
-    """Train a table of word vectors with in-batch and hard negatives; see `TRAINING_PAUSE_S`."""
+    """Train a table of word vectors with in-batch and hard negatives."""
     import numpy as np
 
     rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
