@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import hub_commands, prune_commands
+from hf_relabel import evaluate_commands, hub_commands, prune_commands
 from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError, StoppedError
 
 __all__ = ["app", "main"]
@@ -39,6 +39,7 @@ app.add_typer(verdicts, name="verdicts")
 batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, and cancel them.")
 app.add_typer(batches, name="batches")
 app.command()(hub_commands.publish)
+app.command()(evaluate_commands.evaluate)
 app.add_typer(hub_commands.hub, name="hub")
 verdicts.command("pull")(hub_commands.pull)
 app.command()(prune_commands.prune)
@@ -567,7 +568,10 @@ def run_app(arguments: list[str]) -> int:
     except HubError as error:
         err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
         return 2 if error.reason in ("unavailable", "conflict") else 1
-    except (AccountError, CacheError, StoppedError, _InterruptedRunError) as error:
+    except (
+        AccountError, CacheError, StoppedError, _InterruptedRunError,
+        evaluate_commands.InterruptedEvaluationError,
+    ) as error:  # fmt: skip
         err.print(f"Stopped: {error}", style="red", highlight=False, markup=False)
         return 2
     except RelabelError as error:

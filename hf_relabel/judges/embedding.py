@@ -107,11 +107,11 @@ class EmbeddingJudge(LocalJudge):
     def fingerprint(self) -> str:  # type: ignore[override]  # an attribute of the base, read-only here
         """A hash of the model's files (of a Hub model: its name), the threshold and the rule."""
         if self._source is None:
-            source = _digest_of_folder(bundled_folder())
+            source = digest_of_folder(bundled_folder())
         elif not isinstance(self._source, str):
             source = _digest_of_weights(self._source)
         elif Path(self._source).is_dir():
-            source = _digest_of_folder(Path(self._source))
+            source = digest_of_folder(Path(self._source))
         else:
             source = self._source
         # 1 is the version of the rule in `_compare` and `_verdicts`: raise it when either changes.
@@ -332,7 +332,7 @@ def bundled_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _digest_of_folder(folder: Path) -> str:
+def digest_of_folder(folder: Path) -> str:
     """Hash a model's files, weights too: two trainings of one architecture differ in nothing else.
 
     90 MB take 0.1 s. Where the folder lies and what it is called change no answer.
