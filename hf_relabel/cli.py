@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import evaluate_commands, hub_commands, score_commands
+from hf_relabel import evaluate_commands, hub_commands, prune_commands, score_commands
 from hf_relabel.arguments import mapping_of, shard_of
-from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError
+from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError, StoppedError
 
 __all__ = ["app", "main"]
 
@@ -45,6 +45,7 @@ app.add_typer(hub_commands.hub, name="hub")
 app.command()(score_commands.score)
 app.command("drop-by-score")(score_commands.drop_by_score)
 verdicts.command("pull")(hub_commands.pull)
+app.command()(prune_commands.prune)
 out = Console()
 err = Console(stderr=True)
 _log = logging.getLogger("hf_relabel.cli")
@@ -611,7 +612,8 @@ def run_app(arguments: list[str]) -> int:
         err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
         return 2 if error.reason in ("unavailable", "conflict") else 1
     except (
-        AccountError, CacheError, _InterruptedRunError, evaluate_commands.InterruptedEvaluationError,
+        AccountError, CacheError, StoppedError, _InterruptedRunError,
+        evaluate_commands.InterruptedEvaluationError,
     ) as error:  # fmt: skip
         err.print(f"Stopped: {error}", style="red", highlight=False, markup=False)
         return 2

@@ -20,6 +20,7 @@ __all__ = [
     "RowError",
     "SettingError",
     "SourceError",
+    "StoppedError",
     "UnusableReplyError",
 ]
 
@@ -70,6 +71,10 @@ class AccountError(JudgeError):
 
 class BudgetError(AccountError):
     """The cap on the cost leaves too little for the next call: the run stops."""
+
+
+class StoppedError(RelabelError, RuntimeError):
+    """Work was left undone; what is done is on disk, and the same command or call goes on."""
 
 
 class UnusableReplyError(RelabelError, ValueError):

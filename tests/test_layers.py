@@ -52,6 +52,7 @@ ORDER = [
     "hub_commands",
     "evaluate_commands",
     "score_commands",
+    "prune_commands",
     "cli",
 ]
 # Inside a package modules import each other freely, without a circle; these stand above the rest.
