@@ -34,6 +34,7 @@ __all__ = [
     "load_source",
     "read_report",
     "write_relabeled",
+    "write_report",
     "write_rows",
 ]
 
@@ -137,7 +138,7 @@ def write_relabeled(
             if to is not None:
                 _convert_shards(relabeler, folder / "data", name, to)
     _write_failures(relabeler, folder / "failures.jsonl")
-    _write_json(folder / "report.json", tally.report.to_json())
+    write_report(folder, tally.report)
     _write_json(folder / "run.json", _run(relabeler, splits, summary, to))
     return tally.report
 
@@ -248,6 +249,11 @@ def write_rows(part: Dataset, path: Path) -> None:
     else:
         part.to_json(temporary, force_ascii=False)
     temporary.replace(path)
+
+
+def write_report(folder: Path, report: RelabelReport) -> None:
+    """Write a run's report into its folder, in the place of an earlier one."""
+    _write_json(folder / "report.json", report.to_json())
 
 
 def read_report(folder: Path) -> RelabelReport:

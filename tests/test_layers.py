@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "verdicts",
     "questions",
+    "rates",
     "formats",
     "policy",
     "prompts",
@@ -32,6 +33,7 @@ ORDER = [
     "summary",
     "published",
     "transform",
+    "controls",
     "estimate",
     "batch_exchange",
     "files",
@@ -42,6 +44,7 @@ ORDER = [
     "callbacks",
     "hub_cards",
     "hub",
+    "agreement_commands",
     "hub_commands",
     "cli",
 ]
