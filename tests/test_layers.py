@@ -39,6 +39,8 @@ ORDER = [
     "files",
     "demo",
     "evaluate",
+    "sampling",
+    "annotation",
     "agreement",
     "prune",
     "callbacks",
