@@ -423,7 +423,8 @@ def _recall(cells: Floats) -> Floats:
 def _ratio(part: Floats, whole: Floats) -> Floats:
     import numpy as np
 
-    return np.where(whole > _TINY, part / np.where(whole > _TINY, whole, 1), np.nan)
+    shares = part / np.where(whole > _TINY, whole, 1)
+    return np.where(whole > _TINY, np.minimum(shares, 1.0), np.nan)  # sums of weights round
 
 
 def _figure(of: Callable[[Floats], Floats], point: Floats, draws: Floats) -> Figure:

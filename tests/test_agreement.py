@@ -174,7 +174,7 @@ def test_figures_come_by_subset_and_unanswered_strata_are_named() -> None:
         (None, 0.25), ("a", 0.5), ("b", 0.0)
     ]  # fmt: skip
     assert found.unanswered == ["b: passed"]
-    assert found.judges[0].kappa == Figure()  # all flagged: chance agrees as well
+    assert found.judges[0].kappa.value == pytest.approx(0)  # all flagged: as good as chance
 
 
 def test_disagreements_are_listed_what_was_missed_first(tmp_path: Path) -> None:
