@@ -302,7 +302,7 @@ def _is_flagged(pair: Pair, index: int) -> bool:
     return relevance is not None and relevance.is_relevant
 
 
-Totals = dict[str, "tuple[Floats, Floats]"]
+Totals = dict[str, "tuple[float, Floats]"]
 """Outcome → how many pairs it holds (a scalar), and totals of each statistic over them."""
 
 
@@ -342,7 +342,7 @@ class _Bootstrap:
         counts = [count for _, count in made_up]
         for outcome, rows in _by_outcome(items).items():
             weights = np.array([items[row].weight for row in rows])
-            size = weights.sum()
+            size = float(weights.sum())
             points[outcome] = size, weights @ statistics[rows]
             shares = self._shares(outcome, weights, counts)
             draws[outcome] = size, size * (shares @ np.vstack([statistics[rows], added]))
@@ -363,11 +363,9 @@ class _Bootstrap:
 
 def _sums(items: Sequence[_Item], statistics: Floats) -> Totals:
     """Return the totals of the sample itself, every pair counting one."""
-    import numpy as np
-
     found: Totals = {}
     for outcome, rows in _by_outcome(items).items():
-        found[outcome] = np.float64(len(rows)), statistics[rows].sum(axis=0)
+        found[outcome] = float(len(rows)), statistics[rows].sum(axis=0)
     return found
 
 
