@@ -197,11 +197,11 @@ def test_disagreements_are_listed_what_was_missed_first(tmp_path: Path) -> None:
     assert values["judges"][0]["recall"]["value"] == found.judges[0].recall.value
 
 
-def covered(population: Population, n: int, n_simulations: int) -> dict[str, float]:
+def covered(population: Population, n: int, n_simulations: int, n_draws: int) -> dict[str, float]:
     """Return the share of simulations in which each figure's interval holds the truth."""
     truths, hits = population.truths(), Counter[str]()
     for seed in range(n_simulations):
-        found = measure(*population.sample(n, seed), n_draws=400)
+        found = measure(*population.sample(n, seed), n_draws=n_draws)
         figures = {
             f"{judge.stage} {name}": getattr(judge, name)
             for judge in found.judges
@@ -217,7 +217,9 @@ def covered(population: Population, n: int, n_simulations: int) -> dict[str, flo
 
 def test_intervals_hold_the_truth_in_93_of_100_simulations() -> None:
     """Three people and two judges with known error rates, 24,000 pairs in two subsets."""
-    shares = covered(Population(TWO_SUBSETS, JUDGES, THREE_PEOPLE), n=300, n_simulations=100)
+    shares = covered(
+        Population(TWO_SUBSETS, JUDGES, THREE_PEOPLE), n=300, n_simulations=100, n_draws=400
+    )
 
     assert len(shares) == 10
     assert min(shares.values()) >= 0.93, shares
@@ -245,6 +247,6 @@ def test_intervals_hold_the_truth_in_many_simulations(
     people: tuple[Rates, ...],
     n: int,
 ) -> None:
-    shares = covered(Population(sizes, judges, people), n=n, n_simulations=300)
+    shares = covered(Population(sizes, judges, people), n=n, n_simulations=300, n_draws=2000)
 
     assert min(shares.values()) >= 0.93, shares
