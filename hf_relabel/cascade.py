@@ -188,12 +188,30 @@ class Cascade:
         if cache is None:
             return await self._climb(question, _ask_uncached)
 
+        # One row of a query at a time: the next one finds the pairs that this one buys.
+        async with self._turn(content_hash(question.query)):
+            return await self._judge_open(question, cache, self._asking(cache))
+
+    async def probe(self, question: Question, cache: VerdictCache) -> list[Trace]:
+        """Judge passages as `judge_question` does, and keep no final verdict.
+
+        Final verdicts are not looked up either: every passage is asked about. Replies are kept, so
+        that the same question is paid for once.
+
+        Args:
+            question: As for `judge_question`; its verdicts are about it alone.
+            cache: Where replies are looked up and kept.
+
+        Raises:
+            AccountError: As `judge` does.
+        """
+        return await self._climb(question, self._asking(cache))
+
+    def _asking(self, cache: VerdictCache) -> _Ask:
         async def ask(judge: Judge, whole: Question) -> list[Verdict]:
             return await _at_once(lambda part: self._ask(judge, part, cache), judge, whole)
 
-        # One row of a query at a time: the next one finds the pairs that this one buys.
-        async with self._turn(content_hash(question.query)):
-            return await self._judge_open(question, cache, ask)
+        return ask
 
     def recall(self, question: Question, cache: VerdictCache) -> list[Trace]:
         """Return what the cache holds of a row, without a call.

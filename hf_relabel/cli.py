@@ -12,9 +12,10 @@ import logging
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,9 +23,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_relabel import evaluate_commands, hub_commands, prune_commands, score_commands
+from hf_relabel import (
+    agreement_commands,
+    evaluate_commands,
+    hub_commands,
+    prune_commands,
+    score_commands,
+)
 from hf_relabel.arguments import mapping_of, shard_of
 from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError, StoppedError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from hf_relabel.report import RelabelReport
+    from hf_relabel.transform import Progress as Done
+    from hf_relabel.transform import Relabeler
 
 __all__ = ["app", "main"]
 
@@ -39,6 +53,7 @@ verdicts = typer.Typer(no_args_is_help=True, help="Exchange and count cached ver
 app.add_typer(verdicts, name="verdicts")
 batches = typer.Typer(no_args_is_help=True, help="Look at batches on a server, and cancel them.")
 app.add_typer(batches, name="batches")
+app.add_typer(agreement_commands.agreement, name="agreement")
 app.command()(hub_commands.publish)
 app.command()(evaluate_commands.evaluate)
 app.add_typer(hub_commands.hub, name="hub")
@@ -198,6 +213,7 @@ def run(
         str | None,
         typer.Option("--verdicts", help="Published verdicts (OWNER/NAME[@REVISION]): no call."),
     ] = None,
+    controls: agreement_commands.Controls = None,
 ) -> None:
     """Judge a dataset, and write it with its false negatives dropped or promoted."""
     from hf_relabel.files import load_source, write_relabeled
@@ -239,6 +255,8 @@ def run(
         _tell_what_is_logged("hf_relabel.judges.batches")
     _judge(relabeler, splits)
     report = write_relabeled(relabeler, splits, output, to=to)
+    if controls is not None:
+        _test_with_controls(relabeler, splits, controls, output, report)
     _log.info("report", extra={"report": report.to_json()})
     _print_report(report)
     if relabeler.budget is not None:
@@ -276,6 +294,7 @@ def estimate(
     ask_screen: Annotated[
         bool, typer.Option("--ask-screen", help="Run the cross-encoder on the sample.")
     ] = False,
+    controls: agreement_commands.Controls = None,
 ) -> None:
     """Estimate the calls, tokens and cost of a run, by stage; no call is made."""
     from hf_relabel.estimate import estimate as estimate_run
@@ -295,7 +314,9 @@ def estimate(
         prices=_prices(price),
     )
     splits = load_source(source, split=split, config=config, limit=limit)
-    result = estimate_run(relabeler, splits, sample_rows=sample, ask_screen=ask_screen)
+    result = estimate_run(
+        relabeler, splits, sample_rows=sample, ask_screen=ask_screen, n_controls=controls or 0
+    )
     columns = map(_right, ("rows", "passages", "calls", "tokens in", "tokens out", "cost"))
     table = Table("stage", "model", *columns, box=SIMPLE_HEAD)
     for stage in result.stages:
@@ -666,14 +687,38 @@ def _budget_of(output: Path) -> str:
 
 
 def _judge(relabeler: Any, splits: Any) -> None:
-    """Judge with a progress bar; Ctrl-C lets what is in flight come in."""
     total = sum(len(part) for part in splits.values())
+    _watch(relabeler, "judging", total, lambda show: relabeler.judge(splits, progress=show))
+
+
+def _test_with_controls(
+    relabeler: Relabeler, splits: DatasetDict, n: int, output: Path, report: RelabelReport
+) -> None:
+    """Plant controls once the data is written: it does not hang on how they end."""
+    from hf_relabel.controls import run_controls
+    from hf_relabel.files import write_report
+
+    def work(show: Callable[[Done], None]) -> None:
+        report.controls = run_controls(relabeler, splits, n=n, progress=show)
+
+    try:
+        _watch(relabeler, "controls", 2 * n, work)
+    except (AccountError, _InterruptedRunError):
+        err.print(f"The data is written to {output}; only the controls are missing.")
+        raise
+    write_report(output, report)
+
+
+def _watch(
+    relabeler: Any, title: str, total: int, work: Callable[[Callable[[Done], None]], object]
+) -> None:
+    """Work with a progress bar; Ctrl-C lets what is in flight come in."""
     with _progress_bar() as bar:
-        task = bar.add_task("judging", total=total, spent="")
+        task = bar.add_task(title, total=total, spent="")
 
         shown_at = 0.0
 
-        def show(done: Any) -> None:
+        def show(done: Done) -> None:
             nonlocal shown_at
             if done.elapsed_s - shown_at < _REFRESH_S:
                 return
@@ -686,7 +731,7 @@ def _judge(relabeler: Any, splits: Any) -> None:
             bar.update(task, completed=min(done.n_rows, total), spent=spent)
 
         try:
-            relabeler.judge(splits, progress=show)
+            work(show)
         except KeyboardInterrupt:
             raise _InterruptedRunError(
                 f"interrupted. The replies to {relabeler.cascade.counts.n_calls:,} calls of this run "
@@ -784,6 +829,8 @@ def _print_report(found: Any) -> None:
     if found.undecided_reasons:
         reasons = ", ".join(f"{count:,} {why}" for why, count in found.undecided_reasons.items())
         out.print(f"Undecided: {reasons}. They stay negatives; the next run asks again.")
+    if found.controls is not None:
+        agreement_commands.print_controls(found.controls)
 
 
 def _print_cost(found: Any) -> None:

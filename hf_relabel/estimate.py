@@ -93,6 +93,7 @@ def estimate(
     *,
     sample_rows: int = 200,
     ask_screen: bool = False,
+    n_controls: int = 0,
 ) -> Estimate:
     """Estimate what judging a dataset takes; no call is made.
 
@@ -105,6 +106,7 @@ def estimate(
         sample_rows: Rows to look at, spread evenly over every split.
         ask_screen: Whether judges of this process that stand first, such as a cross-encoder, are
             asked about the sample, so that what they settle is known and not assumed.
+        n_controls: Passages of each kind that are planted to test the judges.
     """
     n_rows = sum(len(part) for part in splits.values())
     sampled = [part.select(_spread(len(part), sample_rows)) for part in splits.values()]
@@ -123,12 +125,15 @@ def estimate(
             flow, words = pass_on(flow, index, relabeler.cascade)
             assumptions.append(words)
         found = _stage(stage, flow, scale, len(unknown))
+        _add_controls(found, stage.judge, [question for _, question in asked], n_controls)
         if found.prompt_tokens is not None:
             tokens, words = measured.reply_tokens(stage.judge)
             found.completion_tokens = round(found.calls * tokens)
             _add_cost(found, relabeler.prices)
             assumptions.append(words)
         stages.append(found)
+    if n_controls:
+        assumptions.append(f"{2 * n_controls:,} questions with a planted passage reach every stage")
     return Estimate(
         n_rows=n_rows,
         n_sampled=n_sampled,
@@ -204,6 +209,19 @@ def _stage(stage: Stage, flow: _Flow, scale: float, n_sampled: int) -> StageEsti
     elif isinstance(judge, LocalJudge):
         result.cost_usd, result.price_source = 0.0, LOCAL
     return result
+
+
+def _add_controls(
+    stage: StageEstimate, judge: Judge, questions: Sequence[Question], n_controls: int
+) -> None:
+    """Add the questions of both kinds of planted passages, each one call about as many passages."""
+    firsts = [question.split(judge.max_passages)[0] for question in questions]
+    if not firsts or not n_controls:
+        return
+    stage.calls += 2 * n_controls
+    if isinstance(judge, ChatJudge) and stage.prompt_tokens is not None:
+        mean_chars = sum(_prompt_chars(judge, first) for first in firsts) / len(firsts)
+        stage.prompt_tokens += round(2 * n_controls * mean_chars / _CHARS_PER_TOKEN)
 
 
 def _add_cost(stage: StageEstimate, prices: Prices) -> None:

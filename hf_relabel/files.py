@@ -2,14 +2,15 @@
 
 The folder holds `data/<split>-00000-of-0000n.parquet` (so that `load_dataset(folder)` finds it),
 `decisions.parquet`, `report.json`, `failures.jsonl` where calls failed, and what publishing needs
-beside them: `verdicts.parquet`, `calls.parquet` and `run.json`. Files appear whole or not at all.
+beside them: `verdicts.parquet`, `calls.parquet` and `run.json`. `positives.parquet` keeps what judges
+compared with, also of rows that left. Files appear whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from hf_relabel.decisions import COLUMNS
 from hf_relabel.errors import SourceError
 from hf_relabel.formats import NORMALIZATION, convert
-from hf_relabel.records import CALL_COLUMNS, VERDICT_COLUMNS, Recorder, prompts_of
+from hf_relabel.records import (
+    CALL_COLUMNS,
+    POSITIVE_COLUMNS,
+    VERDICT_COLUMNS,
+    Recorder,
+    positive_columns,
+    prompts_of,
+)
 from hf_relabel.report import RelabelReport
 from hf_relabel.summary import Summary
 from hf_relabel.transform import Relabeled, Relabeler
@@ -31,9 +39,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ParquetWriter",
     "ShardedWriter",
+    "iter_table",
     "load_source",
     "read_report",
     "write_relabeled",
+    "write_report",
     "write_rows",
 ]
 
@@ -42,6 +52,7 @@ RUN_LAYOUT = 1
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SHARD_BYTES = 500_000_000
+_TABLE_BATCH = 10_000
 _BATCH_SIZE = 1000  # the default of `Dataset.map`, whose output this must equal
 
 
@@ -137,7 +148,7 @@ def write_relabeled(
             if to is not None:
                 _convert_shards(relabeler, folder / "data", name, to)
     _write_failures(relabeler, folder / "failures.jsonl")
-    _write_json(folder / "report.json", tally.report.to_json())
+    write_report(folder, tally.report)
     _write_json(folder / "run.json", _run(relabeler, splits, summary, to))
     return tally.report
 
@@ -205,6 +216,7 @@ class _Tables:
         self._decisions = self._writer("decisions", {**COLUMNS, "split": "string"})
         self._verdicts = self._writer("verdicts", VERDICT_COLUMNS)
         self._calls = self._writer("calls", CALL_COLUMNS)
+        self._positives = self._writer("positives", POSITIVE_COLUMNS)
         return self
 
     def _writer(self, name: str, columns: Mapping[str, str]) -> ParquetWriter:
@@ -221,6 +233,7 @@ class _Tables:
         verdicts, calls = self._recorder.columns(relabeled.rows, relabeled.traces, split=split)
         self._verdicts.write(verdicts)
         self._calls.write(calls)
+        self._positives.write(positive_columns(relabeled.rows, split=split))
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
@@ -250,6 +263,11 @@ def write_rows(part: Dataset, path: Path) -> None:
     temporary.replace(path)
 
 
+def write_report(folder: Path, report: RelabelReport) -> None:
+    """Write a run's report into its folder, in the place of an earlier one."""
+    _write_json(folder / "report.json", report.to_json())
+
+
 def read_report(folder: Path) -> RelabelReport:
     """Read the report of a folder that `write_relabeled` wrote.
 
@@ -262,6 +280,17 @@ def read_report(folder: Path) -> RelabelReport:
             f"expected a report.json in {str(folder)!r}, found none. Give the --output of a run."
         )
     return RelabelReport.from_json(json.loads(path.read_text("utf-8")))
+
+
+def iter_table(
+    folder: Path, name: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Read a table that `write_relabeled` wrote, batch by batch; all columns, or only some."""
+    import pyarrow.parquet as pq
+
+    # Without pre-buffering, which would hold a whole row group's bytes.
+    with pq.ParquetFile(folder / f"{name}.parquet", pre_buffer=False) as file:
+        yield from file.iter_batches(batch_size=_TABLE_BATCH, columns=columns)
 
 
 class ParquetWriter:

@@ -1,6 +1,7 @@
 """Records: the verdicts and calls behind a run, laid out in columns, without any text of the data.
 
-Queries and passages are named by `content_hash`; whoever holds the same texts can join on it.
+Queries and passages are named by `content_hash`; whoever holds the same texts can join on it. What
+judges compared with, the positives, is the one table of text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from hf_relabel.prompts import Prompt
 from hf_relabel.questions import Question, Reply
 from hf_relabel.verdicts import Trace, Verdict
 
-__all__ = ["CALL_COLUMNS", "VERDICT_COLUMNS", "Recorder", "prompts_of"]
+__all__ = [
+    "CALL_COLUMNS",
+    "POSITIVE_COLUMNS",
+    "VERDICT_COLUMNS",
+    "Recorder",
+    "positive_columns",
+    "prompts_of",
+]
 
 VERDICT_COLUMNS: dict[str, str] = {
     "split": "string",
@@ -65,6 +73,9 @@ CALL_COLUMNS: dict[str, str] = {
     "created_at": "timestamp[us, tz=UTC]",
 }
 """Column → type of the calls: one row for each attempt, in order; tokens are of the whole call."""
+
+POSITIVE_COLUMNS: dict[str, str] = {"split": "string", "query_hash": "string", "passage": "string"}
+"""Column → type of the positives as rows had them: one row for each, its title and text as shown."""
 
 Lookup = Callable[[str], tuple[Call | None, Sequence[Failure]]]
 Columns = dict[str, list[Any]]
@@ -171,6 +182,17 @@ class Recorder:
                 "created_at": datetime.fromtimestamp(attempt.time, UTC),
             }
             _append(calls, values)
+
+
+def positive_columns(rows: Sequence[Row], *, split: str) -> Columns:
+    """Return the columns of `POSITIVE_COLUMNS` for some rows."""
+    columns: Columns = {name: [] for name in POSITIVE_COLUMNS}
+    for row in rows:
+        query_hash = content_hash(row.query)
+        for passage in row.positives:
+            values = {"split": split, "query_hash": query_hash, "passage": passage.shown}
+            _append(columns, values)
+    return columns
 
 
 def prompts_of(cascade: Cascade) -> list[dict[str, Any]]:

@@ -19,9 +19,17 @@ from hf_relabel.judges.money import LOCAL, Prices
 from hf_relabel.judges.protocol import LocalJudge
 from hf_relabel.policy import open_negatives
 from hf_relabel.questions import Reply
+from hf_relabel.rates import Rate
 from hf_relabel.verdicts import Action, Relevance, Trace, Verdict
 
-__all__ = ["NegativeCounts", "RelabelReport", "StageCounts", "Tally"]
+__all__ = [
+    "ControlReport",
+    "NegativeCounts",
+    "PlantedCounts",
+    "RelabelReport",
+    "StageCounts",
+    "Tally",
+]
 
 _LATENCY_STEP = 1.05  # a histogram of powers: flat memory, and percentiles within 5 %
 
@@ -118,6 +126,62 @@ class StageCounts:
 
 
 @dataclass(slots=True, kw_only=True)
+class PlantedCounts:
+    """What judges said of planted passages of one kind.
+
+    Attributes:
+        planted: How many were planted, one in each question.
+        among_suspects: How many of them beside a passage that the first stage had flagged.
+        stages: For each stage, how many it flagged, of those on which it gave a verdict.
+        acted_on: How many the cascade and the policy would have dropped or promoted, of those on
+            which the cascade gave a verdict.
+        promoted: How many of these would have been promoted.
+        undecided: How many are left without a verdict; no rate counts them.
+    """
+
+    planted: int = 0
+    among_suspects: int = 0
+    stages: list[Rate] = field(default_factory=list)
+    acted_on: Rate = field(default_factory=lambda: Rate(count=0, total=0))
+    promoted: int = 0
+    undecided: int = 0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PlantedCounts:
+        stages = [Rate(**rate) for rate in values["stages"]]
+        return cls(**{**values, "stages": stages, "acted_on": Rate(**values["acted_on"])})
+
+
+@dataclass(slots=True, kw_only=True)
+class ControlReport:
+    """What a cascade made of passages whose truth is known: planted, judged, and in no output.
+
+    Attributes:
+        wanted: How many of each kind were asked for.
+        positives: Known positives among negatives: the rates are the judges' recall.
+        random: Passages of other queries: the rates are those of false flags.
+        refused: Why there are no rates; None where there are.
+        stages: The calls that the controls took, and their cost, beside those of the run.
+    """
+
+    wanted: int
+    positives: PlantedCounts | None = None
+    random: PlantedCounts | None = None
+    refused: str | None = None
+    stages: list[StageCounts] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ControlReport:
+        """Build from what `asdict` returned."""
+        planted = {
+            kind: values[kind] and PlantedCounts.from_json(values[kind])
+            for kind in ("positives", "random")
+        }
+        stages = [StageCounts(**stage) for stage in values["stages"]]
+        return cls(**{**values, **planted, "stages": stages})
+
+
+@dataclass(slots=True, kw_only=True)
 class RelabelReport:
     """The counts of one relabeling: `rows_in + rows_added == rows_out + sum(rows_dropped)`.
 
@@ -132,6 +196,7 @@ class RelabelReport:
         stages: One count for each stage, in order.
         undecided_reasons: Reason → passages whose last verdict is undecided.
         settings: What was asked for: preset, models, policy, fingerprints, version.
+        controls: What judges made of planted passages, where some were planted.
     """
 
     rows_in: int = 0
@@ -144,6 +209,7 @@ class RelabelReport:
     stages: list[StageCounts] = field(default_factory=list)
     undecided_reasons: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    controls: ControlReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,9 +217,11 @@ class RelabelReport:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RelabelReport:
         """Build from what `to_json` returned."""
+        controls = values.get("controls")
         return cls(
             **{
                 **values,
+                "controls": controls and ControlReport.from_json(controls),
                 "negatives": NegativeCounts(**values["negatives"]),
                 "stages": [StageCounts(**stage) for stage in values["stages"]],
             }

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
@@ -291,9 +292,43 @@ class Relabeler:
         self.cascade.start_run(prices=self.prices)
         rows = (row for part in _parts(dataset) for row in self.rows(part))
         if self.batch is not None:
-            return background.run(self._judge_in_batches(rows, progress, self.batch))
+            work = Relabeler._judge_row
+            return background.run(self._judge_in_batches(rows, progress, self.batch, work))
         with background.calm_collector():
-            return background.run(self._judge_stream(rows, progress))
+            return background.run(self._judge_stream(rows, progress, self._judge_row))
+
+    def probe(
+        self,
+        questions: Sequence[Question],
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[list[Trace]]:
+        """Ask the cascade beside the data: replies are kept, final verdicts are not.
+
+        Args:
+            questions: N questions; no verdict on them is used by `map`, nor written anywhere.
+            progress: As for `judge`.
+
+        Returns:
+            For each question one trace for each passage, in order.
+
+        Raises:
+            AccountError: The run cannot go on; replies that came are in the cache.
+        """
+        self._warn_once()
+        self.cascade.start_run(prices=self.prices)
+        found: dict[int, list[Trace]] = {}
+
+        async def ask(relabeler: Relabeler, numbered: tuple[int, Question]) -> None:
+            number, question = numbered
+            found[number] = await relabeler.cascade.probe(question, relabeler.cache)
+
+        numbered = enumerate(questions)
+        if self.batch is not None:
+            background.run(self._judge_in_batches(numbered, progress, self.batch, ask))
+        else:
+            background.run(self._judge_stream(numbered, progress, partial(ask, self)))
+        return [found[number] for number in range(len(questions))]
 
     def decisions(self, dataset: AnyDatasets) -> AnyDatasets:
         """Return one row for each (query, passage), from the cache alone.
@@ -475,9 +510,10 @@ class Relabeler:
 
     async def _judge_in_batches(
         self,
-        rows: Iterator[Row],
+        items: Iterator[T],
         progress: Callable[[Progress], None] | None,
         settings: BatchSettings,
+        work: Callable[[Relabeler, T], Awaitable[object]],
     ) -> Progress:
         async with Batches(settings, self.cache) as batches:
             twin = copy(self)
@@ -488,16 +524,16 @@ class Relabeler:
                 replace(stage, judge=batches.judge(stage.judge)) for stage in self.cascade.stages
             )
 
-            async def judge(row: Row) -> None:
+            async def judge(item: T) -> None:
                 try:
-                    await twin._judge_row(row)
+                    await work(twin, item)
                 except BaseException as error:  # the others would wait for their batches first
                     batches.stop(error)
                     raise
 
-            watched = _stopping(rows, asyncio.get_running_loop(), batches.stop)
+            watched = _stopping(items, asyncio.get_running_loop(), batches.stop)
             stream = asyncio.create_task(
-                twin._judge_stream(watched, progress, judge=judge, max_ahead=settings.max_rows)
+                twin._judge_stream(watched, progress, judge, max_ahead=settings.max_rows)
             )
             try:
                 return await asyncio.shield(stream)
@@ -509,13 +545,13 @@ class Relabeler:
 
     async def _judge_stream(
         self,
-        rows: Iterator[Row],
+        items: Iterator[T],
         progress: Callable[[Progress], None] | None,
+        judge: Callable[[T], Awaitable[object]],
         *,
-        judge: Callable[[Row], Awaitable[object]] | None = None,
         max_ahead: int = _MAX_ROWS_AHEAD,
     ) -> Progress:
-        window = _Window(judge or self._judge_row, max_ahead, on_stop=self.cascade.stop)
+        window = _Window(judge, max_ahead, on_stop=self.cascade.stop)
         started, before = time.monotonic(), replace(self.cascade.counts)
 
         def snapshot() -> Progress:
@@ -532,7 +568,7 @@ class Relabeler:
 
         if progress is not None:
             window.on_done = lambda: progress(snapshot())
-        await window.run(rows)
+        await window.run(items)
         return snapshot()
 
     def question(self, row: Row) -> Question | None:
@@ -651,11 +687,11 @@ def _take(items: Iterator[T]) -> list[T]:
 
 
 def _stopping(
-    rows: Iterator[Row], loop: asyncio.AbstractEventLoop, stop: Callable[[BaseException], None]
-) -> Iterator[Row]:
-    """Pass rows on; one that cannot be read stops those under way."""
+    items: Iterator[T], loop: asyncio.AbstractEventLoop, stop: Callable[[BaseException], None]
+) -> Iterator[T]:
+    """Pass items on; one that cannot be read stops those under way."""
     try:
-        yield from rows
+        yield from items
     except Exception as error:
         loop.call_soon_threadsafe(stop, error)
         raise

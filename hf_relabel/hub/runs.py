@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_relabel.errors import SourceError
-from hf_relabel.files import RUN_LAYOUT
+from hf_relabel.files import RUN_LAYOUT, iter_table
 from hf_relabel.hub.settings import check_split
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder"]
 
-_TABLE_BATCH = 10_000
 _TABLES = ("decisions", "verdicts", "calls")
 
 
@@ -65,11 +64,7 @@ class RunFolder:
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read decisions, verdicts or calls, batch by batch; all columns, or only some."""
-        import pyarrow.parquet as pq
-
-        # Without pre-buffering, which would hold a whole row group's bytes.
-        with pq.ParquetFile(self.folder / f"{name}.parquet", pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=_TABLE_BATCH, columns=columns)
+        return iter_table(self.folder, name, columns)
 
     @property
     def last_call(self) -> str | None:
