@@ -21,6 +21,7 @@ ORDER = [
     "prompts",
     "presence",
     "cache",
+    "row_index",
     "exchange",
     "background",
     "judges",
