@@ -401,9 +401,7 @@ class VerdictCache:
             prefix: The kind: "call:", "fail:" or "pair:".
             since: Only records stored after this time, in seconds since the epoch.
         """
-        query = (
-            f"{_SELECT} WHERE key >= ? AND key < ? AND raw = 1 AND store_time > ? ORDER BY key"
-        )
+        query = f"{_SELECT} WHERE key >= ? AND key < ? AND raw = 1 AND store_time > ? ORDER BY key"
         last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         with _as_cache_errors(self.directory), self._reader() as rows:
             yield from _checked(rows.execute(query, (prefix, last, since)))

@@ -164,7 +164,9 @@ class RowIndex:
         texts = self._cache.texts([_row_key(digest) for digest in digests])
         for text in set(texts.values()) - self._edits.keys():
             edit = RowRecord.load(text).edit(policy, can_run_out=can_run_out)
-            self._edits[text] = None if edit is None else UNCHANGED if edit.changes_nothing else edit
+            self._edits[text] = (
+                None if edit is None else UNCHANGED if edit.changes_nothing else edit
+            )
         found = [texts.get(_row_key(digest)) for digest in digests]
         return [None if text is None else self._edits[text] for text in found]
 

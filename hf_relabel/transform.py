@@ -285,7 +285,9 @@ class Relabeler:
         format_ = self.format_of(arrow.sample_of(batch))
         format_.check_columns(batch)
         there = arrow.in_place(format_, batch)
-        written = None if there is None else there.write(self._edits_in_place(batch, format_, there))
+        written = (
+            None if there is None else there.write(self._edits_in_place(batch, format_, there))
+        )
         if written is None:
             written = arrow.as_lazy(batch, self._call(dict(batch), format_))
         return cast("Batch", written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -62,7 +62,10 @@ def flag_table(rng: Random) -> pa.Table:
         scores = {"pos_scores": [0.25] * len(pos), "neg_scores": list(range(len(neg)))}
         return {"query": rng.choice(TEXTS), "pos": pos, "neg": neg, "type": "t", **scores}
 
-    text, list_of = rng.choice([pa.string(), pa.large_string()]), rng.choice([pa.list_, pa.large_list])
+    text, list_of = (
+        rng.choice([pa.string(), pa.large_string()]),
+        rng.choice([pa.list_, pa.large_list]),
+    )
     schema = {"query": pa.string(), "pos": list_of(text), "neg": list_of(text), "type": pa.string()}
     names = rng.choice([(), ("pos_scores", "neg_scores")])
     schema |= {name: list_of(pa.float32()) for name in names}
@@ -253,7 +256,7 @@ def _features() -> Features:
 
 
 @pytest.fixture
-def rows() -> Iterator[Dataset]:
+def rows() -> Dataset:
     def values(index: int) -> dict[str, Any]:
         texts = [f"{index}-{number}" for number in range(4)]
         made = [{"docid": text, "text": text, "title": None} for text in texts]
@@ -265,7 +268,7 @@ def rows() -> Iterator[Dataset]:
             "number": index,
         }
 
-    yield Dataset.from_list([values(index) for index in range(9)], features=_features())
+    return Dataset.from_list([values(index) for index in range(9)], features=_features())
 
 
 def _edits(rows: list[Row]) -> list[Edit]:

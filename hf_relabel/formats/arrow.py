@@ -50,7 +50,7 @@ def some_of(batch: LazyBatch, numbers: Sequence[int]) -> LazyBatch:
 
 
 def as_lazy(batch: LazyBatch, values: Batch) -> LazyBatch:
-    """Return changed values of an untouched batch as `map` likes them: with `remove_columns` heeded."""
+    """Return what an untouched batch became, such that `map` heeds `remove_columns`."""
     out = copy(batch)
     out.data, out.keys_to_format = dict(values), set()
     return out
@@ -74,7 +74,9 @@ def in_place(format_: Format, batch: LazyBatch) -> InPlace | None:
 class InPlace:
     """The rows of one batch inside their Arrow table."""
 
-    def __init__(self, format_: Tevatron | FlagEmbedding, batch: LazyBatch, texts: RowTexts) -> None:
+    def __init__(
+        self, format_: Tevatron | FlagEmbedding, batch: LazyBatch, texts: RowTexts
+    ) -> None:
         self._format = format_
         self._batch = batch
         self._table: pa.Table = batch.pa_table
@@ -148,7 +150,9 @@ class _Moves:
             edit = edits[i]
             if edit.drop_row is None:
                 start = int(bounds[i])
-                self.stays[start : start + len(edit.actions)] = [a is Action.KEEP for a in edit.actions]
+                self.stays[start : start + len(edit.actions)] = [
+                    a is Action.KEEP for a in edit.actions
+                ]
                 places += [start + j for j in edit.promoted]
                 rows += [i] * len(edit.promoted)
         self.promoted = np.array(places, dtype=np.int64)
@@ -257,9 +261,7 @@ def _passages(format_: Tevatron | FlagEmbedding, table: pa.Table, role: str) -> 
     return PassageLists(bounds=bounds, texts=_texts(values), titles=None)
 
 
-def _check_scores(
-    format_: Format, table: pa.Table, role: str, bounds: NDArray[np.int64]
-) -> None:
+def _check_scores(format_: Format, table: pa.Table, role: str, bounds: NDArray[np.int64]) -> None:
     """Check that there is a score for each passage: what is read as lists is checked for it too."""
     if role in format_.columns:
         scores = _list_column(table, format_.columns[role])

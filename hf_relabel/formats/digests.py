@@ -107,9 +107,7 @@ def digests_of(rows: RowTexts, prefix: bytes) -> list[str]:
         columns.append(_slices(lists.texts.data, lists.texts.bounds[lists.bounds]))
         if lists.titles is not None:
             columns.append(_slices(lists.titles.data, lists.titles.bounds[lists.bounds]))
-    return [
-        sha256(b"".join((prefix, *parts))).hexdigest() for parts in zip(*columns, strict=True)
-    ]
+    return [sha256(b"".join((prefix, *parts))).hexdigest() for parts in zip(*columns, strict=True)]
 
 
 def _slices_of(texts: Texts) -> Iterator[memoryview]:
@@ -140,7 +138,7 @@ def _numbers(rows: RowTexts) -> tuple[memoryview, Ints]:
             if texts is not None:
                 numbers[_spread(place, one.bounds, count)] = np.diff(texts.bounds)
             place = place + count
-    return memoryview(numbers.view(np.uint8)), 4 * starts
+    return memoryview(numbers.tobytes()), 4 * starts
 
 
 def _spread(places: Ints, bounds: Ints, counts: Ints) -> Ints:

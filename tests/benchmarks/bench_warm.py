@@ -15,31 +15,74 @@ from tests.benchmarks import Ratio, ratio_of_turns
 from tests.benchmarks.rows import bench_rows
 
 N_ROWS = 3000
+_BOUND = ">= 0.5"
+_FALSE = (3, 4)
+"""Which negatives of every second row are false, where some are."""
 
 
 def measure() -> Iterator[Ratio]:
-    """Fill a cache, then map the same rows two ways, in turns."""
+    """Fill caches, then map the same rows two ways, in turns."""
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         rows = Dataset.from_generator(
             bench_rows, gen_kwargs={"n_rows": N_ROWS}, cache_dir=f"{folder}/rows"
         )
-        judge = ScriptedJudge("bench", answers={}, default=Relevance.NOT_RELEVANT)
-        relabeler = Relabeler(judge, cache=Path(folder, "verdicts"))
-        relabeler.judge(rows)
-        n_asked = len(judge.asked)
-        yield ratio_of_turns(
-            "warm map / identity map",
-            lambda: _rate(rows, relabeler),
-            lambda: _rate(rows, _identity),
-            unit="rows/s",
-            bound=">= 0.5",
-            note=f"{N_ROWS} rows of 15 passages x 100 words, every verdict cached.",
-        )
-        relabeler.cache.close()
+        yield _ratio("warm map / identity map", rows, [_judged(rows, Path(folder, "same"))])
+        firsts = [_judged(rows, Path(folder, f"first-{number}")) for number in range(3)]
+        yield _ratio("first map after judge / identity map", rows, firsts)
+        script = _script()
+        for action in ("promote", "drop"):
+            relabeler = _judged(rows, Path(folder, "false"), script, action=action)
+            name = f"warm map, {action} / identity map"
+            note = f" Every second row has {len(_FALSE)} false negatives."
+            yield _ratio(name, rows, [relabeler], note)
     enable_progress_bars()
-    if len(judge.asked) != n_asked:
-        raise RuntimeError("the warm map asked the judge")
+
+
+def _script() -> dict[str | tuple[str, str], Relevance]:
+    flagged = [row for number, row in enumerate(bench_rows(N_ROWS)) if number % 2]
+    found = (Relevance.BETTER, Relevance.WORSE)
+    return {
+        row["negative_passages"][place]["text"]: relevance
+        for row in flagged
+        for place, relevance in zip(_FALSE, found, strict=True)
+    }
+
+
+def _judged(
+    rows: Dataset,
+    cache: Path,
+    script: dict[str | tuple[str, str], Relevance] | None = None,
+    **settings: Any,
+) -> Relabeler:
+    """Return a relabeler as a user has it who judged the rows before, in another process."""
+
+    def relabeler() -> Relabeler:
+        judge = ScriptedJudge("bench", answers=script or {}, default=Relevance.NOT_RELEVANT)
+        return Relabeler(judge, cache=cache, **settings)
+
+    first = relabeler()
+    first.judge(rows)
+    first.cache.close()
+    return relabeler()
+
+
+def _ratio(name: str, rows: Dataset, relabelers: list[Relabeler], note: str = "") -> Ratio:
+    """Measure maps by relabelers in turn, each against an identity map."""
+    turns = iter(relabelers * 3)
+    ratio = ratio_of_turns(
+        name,
+        lambda: _rate(rows, next(turns)),
+        lambda: _rate(rows, _identity),
+        unit="rows/s",
+        bound=_BOUND,
+        note=f"{N_ROWS} rows of 15 passages x 100 words, every verdict cached.{note}",
+    )
+    for relabeler in relabelers:
+        if relabeler.cascade.stages[0].judge.asked:  # type: ignore[attr-defined]
+            raise RuntimeError("the warm map asked the judge")
+        relabeler.cache.close()
+    return ratio
 
 
 def _identity(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
