@@ -57,6 +57,8 @@ _BUSY_TIMEOUT_S = 60  # diskcache's FanoutCache waits 10 ms and loses writes; we
 _GATHER_S = 0.004  # what comes in meanwhile shares a transaction
 _MAX_GROUP = 500  # records in one transaction: single sets do 4,000/s, grouped ones 19,000/s
 _SELECT = "SELECT key, mode, value FROM Cache"
+# Rows of another kind come as NULL, which no text is.
+_TEXT = f"CASE WHEN mode = {MODE_RAW} AND typeof(value) = 'text' THEN value END"
 _NETWORK_FILESYSTEMS = frozenset(
     ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "lustre", "beegfs", "ceph"]
 )
@@ -328,8 +330,11 @@ class VerdictCache:
         with _as_cache_errors(self.directory), self._reader() as rows:
             for start in range(0, len(row_keys), _MAX_GROUP):
                 keys = row_keys[start : start + _MAX_GROUP]
-                query = f"{_SELECT} WHERE raw = 1 AND key IN ({', '.join('?' * len(keys))})"
-                found.update(_checked(rows.execute(query, keys)))
+                marks = ", ".join("?" * len(keys))
+                query = f"SELECT key, {_TEXT} FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608
+                found.update(rows.execute(query, keys))
+        if None in found.values():
+            raise _refusal("value")
         return found
 
     def write(self, entries: Sequence[Entry]) -> None:

@@ -161,13 +161,13 @@ class RowIndex:
         """
         if self._decided_by != (policy, can_run_out) or len(self._edits) > _MAX_EDITS:
             self._decided_by, self._edits = (policy, can_run_out), {}
-        texts = self._cache.texts([_row_key(digest) for digest in digests])
+        row_keys = [_row_key(digest) for digest in digests]
+        texts = self._cache.texts(row_keys)
         for text in set(texts.values()) - self._edits.keys():
             edit = RowRecord.load(text).edit(policy, can_run_out=can_run_out)
-            self._edits[text] = (
-                None if edit is None else UNCHANGED if edit.changes_nothing else edit
-            )
-        found = [texts.get(_row_key(digest)) for digest in digests]
+            is_unchanged = edit is not None and edit.changes_nothing
+            self._edits[text] = UNCHANGED if is_unchanged else edit
+        found = map(texts.get, row_keys)
         return [None if text is None else self._edits[text] for text in found]
 
     def entries(

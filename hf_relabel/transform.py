@@ -39,7 +39,7 @@ from hf_relabel.prompts import Prompt
 from hf_relabel.published import pull_verdicts
 from hf_relabel.questions import Question
 from hf_relabel.report import RelabelReport, Tally
-from hf_relabel.row_index import RowIndex
+from hf_relabel.row_index import UNCHANGED, RowIndex
 from hf_relabel.verdicts import Trace
 
 if TYPE_CHECKING:
@@ -299,7 +299,9 @@ class Relabeler:
             there.digests(self.row_index.prefix), self.policy, can_run_out=format_.can_run_out
         )
         unknown = [i for i, edit in enumerate(found) if edit is None]
-        edits = {i: edit for i, edit in enumerate(found) if edit is not None}
+        edits = {
+            i: edit for i, edit in enumerate(found) if edit is not None and edit is not UNCHANGED
+        }
         if unknown:
             rows = format_.read_numbered(arrow.some_of(batch, unknown), unknown)
             traces = self._traces(rows)
