@@ -162,13 +162,13 @@ class RowIndex:
         if self._decided_by != (policy, can_run_out) or len(self._edits) > _MAX_EDITS:
             self._decided_by, self._edits = (policy, can_run_out), {}
         row_keys = [_row_key(digest) for digest in digests]
-        texts = self._cache.texts(row_keys)
-        for text in set(texts.values()) - self._edits.keys():
+        texts, edits = self._cache.texts(row_keys), self._edits
+        for text in set(texts.values()) - edits.keys():
             edit = RowRecord.load(text).edit(policy, can_run_out=can_run_out)
             is_unchanged = edit is not None and edit.changes_nothing
-            self._edits[text] = UNCHANGED if is_unchanged else edit
+            edits[text] = UNCHANGED if is_unchanged else edit
         found = map(texts.get, row_keys)
-        return [None if text is None else self._edits[text] for text in found]
+        return [None if text is None else edits[text] for text in found]
 
     def entries(
         self,

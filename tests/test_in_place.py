@@ -8,7 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
+from datasets import (
+    Array2D,
+    ClassLabel,
+    Dataset,
+    Features,
+    Json,
+    List,
+    Value,
+    concatenate_datasets,
+)
 from datasets.formatting.formatting import LazyBatch, PythonFormatter
 
 from hf_relabel.errors import RowError
@@ -292,11 +301,37 @@ def in_arrow(batch: LazyBatch) -> Any:
     return out
 
 
-def on_lists(batch: LazyBatch) -> Any:
+def on_lists(batch: Any) -> Any:
     values = dict(batch)
     format_ = resolve(list(values))
     rows = format_.read(values)
     return format_.write(values, rows, _edits(rows), seed=0).batch
+
+
+def test_columns_that_are_decoded_move_with_their_rows_too(rows: Dataset) -> None:
+    """Some values are one thing in Arrow and another in a list: JSON, matrices."""
+    values = [
+        {**row, "json": {"n": i} if i % 2 else [i], "matrix": [[i, 1]]}
+        for i, row in enumerate(rows)
+    ]
+    features = Features({**_features(), "json": Json(), "matrix": Array2D((1, 2), "int8")})
+    rows = Dataset.from_list(values, features=features)
+
+    expected = rows.map(on_lists, batched=True)
+    found = rows.map(in_arrow_or_on_lists, batched=True)
+
+    assert found.features == expected.features == rows.features
+    assert found.to_list() == expected.to_list()
+    assert len(found) < len(rows)
+
+
+def in_arrow_or_on_lists(batch: LazyBatch) -> Any:
+    values = dict(LazyBatch(batch.pa_table, batch.formatter))
+    format_ = resolve(list(values))
+    there = arrow.in_place(format_, batch)
+    edits = _edits(format_.read(values))
+    out = None if there is None else there.write(dict(enumerate(edits)))
+    return arrow.as_lazy(batch, on_lists(values)) if out is None else out
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from datasets import ClassLabel, LargeList, List, Value
 from datasets.formatting.formatting import LazyBatch
 from numpy.typing import NDArray
 
@@ -108,11 +109,15 @@ class InPlace:
             field = table.schema.field(name)
             table = table.set_column(table.column_names.index(name), field, column)
         dropped = [i for i, edit in edits.items() if edit.drop_row is not None]
-        if not dropped:
-            return _EditedBatch(table, self._batch, list(changed))
-        stays = np.ones(table.num_rows, dtype=bool)
-        stays[dropped] = False
-        return _EditedBatch(table.filter(pa.array(stays)), self._batch, table.column_names)
+        names = table.column_names if dropped else list(changed)
+        features = self._batch.formatter.features or {}
+        if not all(_is_plain(features.get(name)) for name in names):
+            return None
+        if dropped:
+            stays = np.ones(table.num_rows, dtype=bool)
+            stays[dropped] = False
+            table = table.filter(pa.array(stays))
+        return _EditedBatch(table, self._batch, names)
 
     def _edited_columns(self, edits: Mapping[int, Edit]) -> dict[str, _Column]:
         # What becomes of a row that leaves does not matter: its lists stay as they are.
@@ -223,6 +228,15 @@ class _ArrowList(list[Any]):
     def __arrow_array__(self, type: pa.DataType | None = None) -> _Column:  # noqa: A002
         array = _one_chunk(self._column)
         return array if type is None else array.cast(type)
+
+
+def _is_plain(feature: object) -> bool:
+    """Whether values of a column mean the same inside Arrow and in a list: no image, no JSON."""
+    if isinstance(feature, dict):
+        return all(_is_plain(field) for field in feature.values())
+    if isinstance(feature, (List, LargeList)):
+        return _is_plain(feature.feature)
+    return isinstance(feature, (Value, ClassLabel))
 
 
 class _UnusualError(Exception):
