@@ -1,11 +1,13 @@
 """VerdictCache: every reply that was paid for, on disk, and the final verdict of every pair.
 
-One diskcache folder holds three kinds of record, all JSON text:
+One diskcache folder holds these kinds of record, all JSON text:
 
 - calls: what a judge replied, by the hash of all that could change the reply. Raw replies are kept,
   so that a better parser costs nothing.
 - failures: what came back instead of a verdict, and what it cost. Never served as an answer.
 - pairs: (cascade, query, passage) → what each stage said. The first final verdict of a pair stays.
+- rows: (cascade, digest of a row's texts) → what its pairs say of it (see `row_index`). Derived: a
+  version of the library that does not know them leaves them alone.
 
 Nothing expires and nothing is evicted. diskcache unpickles rows that say they are pickles
 (CVE-2025-69872), so this cache has a `Disk` of its own that reads and writes text alone.
@@ -23,7 +25,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +58,9 @@ _MAX_GROUP = 500  # records in one transaction, and in one statement of it
 # diskcache inserts a record by three statements; these are the columns that its `add` fills.
 _INSERT = "INSERT INTO Cache (key, raw, store_time, access_time, size, mode, value) VALUES {}"
 _INSERTED_ROW = f"(?, 1, ?, 0, 0, {MODE_RAW}, ?)"
+_SELECT = "SELECT key, mode, value FROM Cache"
+# Rows of another kind come as NULL, which no text is.
+_TEXT = f"CASE WHEN mode = {MODE_RAW} AND typeof(value) = 'text' THEN value END"
 _NETWORK_FILESYSTEMS = frozenset(
     ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "lustre", "beegfs", "ceph"]
 )
@@ -163,12 +168,14 @@ class Pairs:
         query: `content_hash` of the query.
         judges: The stages' judge names.
         traces: `content_hash` of a passage → what each stage said of it.
+        late: Filled by writing: passages that had a final verdict already, which stays.
     """
 
     cascade: str
     query: str
     judges: tuple[str, ...]
     traces: Mapping[str, Trace] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def row_key(self) -> str:
@@ -178,6 +185,7 @@ class Pairs:
         empty: dict[str, Any] = {"judges": self.judges, "calls": [], "pairs": {}}
         values: dict[str, Any] = json.loads(stored) if stored else empty
         calls: dict[str, int] = {key: index for index, key in enumerate(values["calls"])}
+        self.late.update(self.traces.keys() & values["pairs"].keys())
         new = [(key, trace) for key, trace in self.traces.items() if key not in values["pairs"]]
         if not new:
             return None
@@ -314,6 +322,23 @@ class VerdictCache:
         with _as_cache_errors(self.directory):
             return {} if text is None else Pairs.load(cascade, query, text).traces
 
+    def texts(self, row_keys: Sequence[str]) -> dict[str, str]:
+        """Return the records that are there, of any kind, by a connection as `scan` has it.
+
+        Args:
+            row_keys: Kind and key of each, as in "row:…".
+        """
+        found: dict[str, str] = {}
+        with _as_cache_errors(self.directory), self._reader() as rows:
+            for start in range(0, len(row_keys), _MAX_GROUP):
+                keys = row_keys[start : start + _MAX_GROUP]
+                marks = ", ".join("?" * len(keys))
+                query = f"SELECT key, {_TEXT} FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608
+                found.update(rows.execute(query, keys))
+        if None in found.values():
+            raise _refusal("value")
+        return found
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Write records in one transaction: all of them are on disk afterwards, or none."""
         self.has_failures |= any(isinstance(entry, Failure) for entry in entries)
@@ -403,20 +428,14 @@ class VerdictCache:
             prefix: The kind: "call:", "fail:" or "pair:".
             since: Only records stored after this time, in seconds since the epoch.
         """
-        uri = f"{(self.directory / 'cache.db').absolute().as_uri()}?mode=ro"
-        query = (
-            "SELECT key, mode, value FROM Cache WHERE key >= ? AND key < ? AND raw = 1 "
-            "AND store_time > ? ORDER BY key"
-        )
+        query = f"{_SELECT} WHERE key >= ? AND key < ? AND raw = 1 AND store_time > ? ORDER BY key"
         last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        with (
-            _as_cache_errors(self.directory),
-            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as rows,
-        ):
-            for key, mode, value in rows.execute(query, (prefix, last, since)):
-                if mode != MODE_RAW or not isinstance(value, str):
-                    raise _refusal("value")
-                yield key, value
+        with _as_cache_errors(self.directory), self._reader() as rows:
+            yield from _checked(rows.execute(query, (prefix, last, since)))
+
+    def _reader(self) -> contextlib.closing[sqlite3.Connection]:
+        uri = f"{(self.directory / 'cache.db').absolute().as_uri()}?mode=ro"
+        return contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S))
 
     def stats(self) -> CacheStats:
         """Count what the cache holds."""
@@ -610,6 +629,13 @@ def _unpack(step: list[Any], judge: str, calls: Sequence[str]) -> Verdict:
         confidence=confidence,
         call=None if call is None else calls[call],
     )
+
+
+def _checked(rows: Iterable[tuple[str, int, object]]) -> Iterator[tuple[str, str]]:
+    for key, mode, value in rows:
+        if mode != MODE_RAW or not isinstance(value, str):
+            raise _refusal("value")
+        yield key, value
 
 
 def _refusal(what: str) -> CacheError:

@@ -302,6 +302,10 @@ class Cascade:
             names = self.judge_names
             pairs = Pairs(cascade=self.fingerprint, query=query, judges=names, traces=fresh)
             await cache.commit([pairs])
+            if pairs.late:  # another process was first: its verdict stays, here as well
+                stored = cache.traces(self.fingerprint, query)
+                keys = [content_hash(passage) for passage in question.passages]
+                return [stored.get(key, own) for key, own in zip(keys, traces, strict=True)]
         return traces
 
     async def _merge_known(

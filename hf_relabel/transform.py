@@ -40,11 +40,14 @@ from hf_relabel.prompts import Prompt
 from hf_relabel.published import pull_verdicts
 from hf_relabel.questions import Question
 from hf_relabel.report import RelabelReport, Tally
+from hf_relabel.row_index import UNCHANGED, RowIndex
 from hf_relabel.verdicts import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from sentence_transformers import CrossEncoder
+
+    from hf_relabel.formats.arrow import InPlace
 
     AnyDataset: TypeAlias = Dataset | IterableDataset
     AnyDatasets: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict
@@ -58,6 +61,7 @@ VERSION = 1
 
 _READ_BATCH = 100  # rows read at a time while judging: small, so that memory stays flat
 _MAX_ROWS_AHEAD = 512
+_NOTED_AT_A_TIME = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +239,17 @@ class Relabeler:
         self._since = time.time()
         self._formats: dict[tuple[str, ...], Format] = {}
         self._has_warned = False
+        self._row_index: RowIndex | None = None
         for stage in self.cascade.stages:
             if isinstance(stage.judge, ChatJudge):
                 stage.judge.attach(self.cache.presence)
+
+    @property
+    def row_index(self) -> RowIndex:
+        """What is known of whole rows, by this cascade in this cache."""
+        if self._row_index is None:
+            self._row_index = RowIndex(self.cache, self.cascade.fingerprint)
+        return self._row_index
 
     @property
     def fingerprint(self) -> str:
@@ -259,11 +271,54 @@ class Relabeler:
             ColumnError, RowError: The batch fits no format, or a row does not.
             AccountError: The run cannot go on; run again, what was judged is in the cache.
         """
-        format_ = self.format_of(batch)
+        if hasattr(batch, "pa_table"):  # lazy, as `map` of a Dataset without a format makes it
+            from hf_relabel.formats import arrow
+
+            if arrow.is_untouched(batch):
+                return self._call_in_place(batch)
+        return self._call(batch, self.format_of(batch))
+
+    def _call(self, batch: Batch, format_: Format) -> Batch:
         rows = format_.read(batch)
-        traces = self._traces(rows)
-        edits = [self.edit(row, found, format_) for row, found in zip(rows, traces, strict=True)]
+        edits = self._edits(rows, self._traces(rows), format_)
         return format_.write(batch, rows, edits, seed=self.seed).batch
+
+    def _call_in_place(self, batch: Any) -> Batch:
+        """Relabel an untouched lazy batch, looking only into those rows that are not known."""
+        from hf_relabel.formats import arrow
+
+        format_ = self.format_of(arrow.sample_of(batch))
+        format_.check_columns(batch)
+        there = arrow.in_place(format_, batch)
+        written = (
+            None if there is None else there.write(self._edits_in_place(batch, format_, there))
+        )
+        if written is None:
+            written = arrow.as_lazy(batch, self._call(dict(batch), format_))
+        return cast("Batch", written)
+
+    def _edits_in_place(self, batch: Any, format_: Format, there: InPlace) -> dict[int, Edit]:
+        from hf_relabel.formats import arrow
+
+        found = self.row_index.edits(
+            there.digests(self.row_index.prefix), self.policy, can_run_out=format_.can_run_out
+        )
+        unknown = [i for i, edit in enumerate(found) if edit is None]
+        edits = {
+            i: edit for i, edit in enumerate(found) if edit is not None and edit is not UNCHANGED
+        }
+        if unknown:
+            rows = format_.read_numbered(arrow.some_of(batch, unknown), unknown)
+            traces = self._traces(rows)
+            edits.update(zip(unknown, self._edits(rows, traces, format_), strict=True))
+            if self.batch is None:  # else they may be read from replies, and not be final yet
+                self.cache.write(self.row_index.entries(rows, traces, skips=self.policy.skips))
+        return edits
+
+    def _edits(
+        self, rows: Sequence[Row], traces: Sequence[Mapping[str, Trace]], format_: Format
+    ) -> list[Edit]:
+        return [self.edit(row, found, format_) for row, found in zip(rows, traces, strict=True)]
 
     def judge(
         self,
@@ -291,11 +346,18 @@ class Relabeler:
         self._warn_once()
         self.cascade.start_run(prices=self.prices)
         rows = (row for part in _parts(dataset) for row in self.rows(part))
-        if self.batch is not None:
-            work = Relabeler._judge_row
-            return background.run(self._judge_in_batches(rows, progress, self.batch, work))
+        notes = _Notes(self)
+
+        async def judge(relabeler: Relabeler, row: Row) -> None:
+            await notes.add(row, await relabeler._judge_row(row))
+
         with background.calm_collector():
-            return background.run(self._judge_stream(rows, progress, self._judge_row))
+            try:
+                if self.batch is not None:
+                    return background.run(self._judge_in_batches(rows, progress, self.batch, judge))
+                return background.run(self._judge_stream(rows, progress, partial(judge, self)))
+            finally:
+                background.run(notes.write())
 
     def probe(
         self,
@@ -385,7 +447,7 @@ class Relabeler:
         format_ = self.format_of(batch)
         rows = format_.read(batch, first_index=first_index)
         traces = [self.recall(row) for row in rows]
-        edits = [self.edit(row, found, format_) for row, found in zip(rows, traces, strict=True)]
+        edits = self._edits(rows, traces, format_)
         for row, edit, found in zip(rows, edits, traces, strict=True):
             if self.policy.skips(row):
                 tally.add_skipped(row)
@@ -406,8 +468,7 @@ class Relabeler:
     def edit(self, row: Row, traces: Mapping[str, Trace], format_: Format) -> Edit:
         """Decide what becomes of a row, given what each stage said of its negatives."""
         verdicts = {key: trace[-1] for key, trace in traces.items()}
-        can_run_out = not (format_.refills or format_.is_spread)
-        return self.policy.edit(row, verdicts, can_run_out=can_run_out)
+        return self.policy.edit(row, verdicts, can_run_out=format_.can_run_out)
 
     def format_of(self, batch: Batch) -> Format:
         """Return the format of a batch, found once for each set of columns."""
@@ -418,6 +479,11 @@ class Relabeler:
                 names, format=self.format, mapping=self.columns, sample=sample
             )
         return self._formats[names]
+
+    @property
+    def has_format_in_place(self) -> bool:
+        """Whether rows were seen that `map` may know from the row index alone."""
+        return any(format_.in_place for format_ in self._formats.values())
 
     def rows(self, dataset: AnyDataset) -> Iterator[Row]:
         """Read a dataset's rows; those of one query together, wherever they lie."""
@@ -593,7 +659,7 @@ class Relabeler:
                 warn_of_shutdown(stage.judge.model)
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = {"_since", "_formats", "_has_warned"}
+        hidden = {"_since", "_formats", "_has_warned", "_row_index"}
         state = {name: value for name, value in self.__dict__.items() if name not in hidden}
         # `map` hashes classes by name alone: without this, new prompts would not be noticed.
         return {**state, "fingerprint": self.fingerprint}
@@ -621,6 +687,30 @@ class Relabeled:
             for row, found in zip(self.rows, self.traces, strict=True)
         ]
         return decision_columns(cascade, self.rows, self.edits, self.traces, reasons)
+
+
+class _Notes:
+    """Rows that were judged, noted many at a time in the row index, so that `map` knows them."""
+
+    def __init__(self, relabeler: Relabeler) -> None:
+        self._relabeler = relabeler
+        self._judged: list[tuple[Row, dict[str, Trace]]] = []
+
+    async def add(self, row: Row, traces: dict[str, Trace]) -> None:
+        if self._relabeler.has_format_in_place:
+            self._judged.append((row, traces))
+            if len(self._judged) >= _NOTED_AT_A_TIME:
+                await self.write()
+
+    async def write(self) -> None:
+        """Note the rows judged so far."""
+        if not self._judged:
+            return
+        rows, traces = zip(*self._judged, strict=True)
+        self._judged = []
+        index, skips = self._relabeler.row_index, self._relabeler.policy.skips
+        if entries := await asyncio.to_thread(index.entries, rows, traces, skips=skips):
+            await self._relabeler.cache.commit(entries)
 
 
 class _Window(Generic[T]):

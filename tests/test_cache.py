@@ -193,6 +193,27 @@ def test_scan_reads_in_order_and_only_what_was_written_since(cache: VerdictCache
     assert set(changed.traces) == {"a", "b"}
 
 
+def test_many_records_are_read_at_once(cache: VerdictCache) -> None:
+    cache.write([call_of(f"{i:04}") for i in range(1200)])
+    keys = [f"call:{i:04}" for i in range(1200)]
+
+    found = cache.texts([*keys, "call:other"])
+
+    assert sorted(found) == keys
+    assert Call.load("0007", found["call:0007"]) == call_of("0007")
+    assert cache.texts([]) == {}
+
+
+def test_pairs_tell_which_verdicts_came_too_late(cache: VerdictCache) -> None:
+    first, later = (said("cheap", NOT_RELEVANT),), (said("cheap", BETTER),)
+    early, late = pairs_of("cheap", a=first), pairs_of("cheap", a=later, b=later)
+
+    cache.write([early])
+    cache.write([late])
+
+    assert (early.late, late.late) == (set(), {"a"})
+
+
 # The loop's way in
 
 
@@ -386,6 +407,8 @@ def test_a_planted_pickle_is_refused_and_does_not_run(
         cache.write([call_of("k")])
     with pytest.raises(CacheError, match="CVE-2025-69872"):
         list(cache.calls())
+    with pytest.raises(CacheError, match="CVE-2025-69872"):
+        cache.texts(["call:k"])
     with pytest.raises(CacheError, match="CVE-2025-69872"):
         cache.stats()
 

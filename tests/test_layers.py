@@ -23,6 +23,7 @@ ORDER = [
     "prompts",
     "presence",
     "cache",
+    "row_index",
     "exchange",
     "background",
     "judges",

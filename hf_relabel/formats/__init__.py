@@ -9,7 +9,8 @@
 
 Modules, each importing only from those before it: rows (values), checks (errors of one row), base
 (what every format shares), lists, groups, labeled, refill, fixed (the formats and what they need),
-columns (detection), convert.
+columns (detection), convert; digests (one hash of a row) and arrow (batches in place), which load
+where `map` hands over Arrow.
 """
 
 from __future__ import annotations

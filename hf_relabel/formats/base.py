@@ -61,6 +61,7 @@ class Format(ABC):
         roles: What its columns are.
         is_spread: Whether one query's rows lie in several dataset rows (triplet, labeled-pair).
         refills: Whether rows have a fixed width, so that a freed slot is refilled.
+        in_place: Whether `arrow.in_place` knows how to read and edit its batches.
         aligned: Columns that would silently go out of step when passages move: refused by `read`.
         columns: Role name to the dataset's column name, optional roles only where present.
     """
@@ -69,6 +70,7 @@ class Format(ABC):
     roles: ClassVar[tuple[Role, ...]]
     is_spread: ClassVar[bool] = False
     refills: ClassVar[bool] = False
+    in_place: ClassVar[bool] = False
     aligned: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -101,7 +103,7 @@ class Format(ABC):
             ColumnError: A column is missing, or one is aligned with passages and cannot follow.
             RowError: A value is not what the format holds; names the column and the row.
         """
-        self._check_columns(batch)
+        self.check_columns(batch)
         n_rows = len(batch[self.query_column])
         return self.read_numbered(batch, range(first_index, first_index + n_rows))
 
@@ -149,7 +151,17 @@ class Format(ABC):
         """Return ids or names as strings, from a column that may be absent."""
         return [text_or_none(value) for value in self.optional(batch, role, n_rows)]
 
-    def _check_columns(self, batch: Batch) -> None:
+    @property
+    def can_run_out(self) -> bool:
+        """Whether a row that loses negatives has fewer of them."""
+        return not (self.refills or self.is_spread)
+
+    def check_columns(self, batch: Batch) -> None:
+        """Check that a batch has the format's columns, and none that would go out of step.
+
+        Raises:
+            ColumnError: As `read` says.
+        """
         missing = [column for column in self.columns.values() if column not in batch]
         if missing:
             raise ColumnError(

@@ -23,6 +23,7 @@ __all__ = ["FlagEmbedding", "Tevatron"]
 class _ListFormat(Format):
     """A format with a list of positives and a list of negatives in each row."""
 
+    in_place = True
     pairs: ClassVar[tuple[tuple[str, str], ...]]
     """Roles of list columns, positives' then negatives', whose values move together."""
 

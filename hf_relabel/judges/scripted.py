@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from hf_relabel.errors import JudgeError
 from hf_relabel.judges.protocol import LocalJudge
@@ -24,7 +25,7 @@ class ScriptedJudge(LocalJudge):
         default: The answer for passages that are not in the table; None raises `JudgeError`.
 
     Attributes:
-        asked: Every passage asked about, in order.
+        asked: Every passage asked about, in order; a copy by pickle was asked nothing yet.
     """
 
     def __init__(
@@ -56,6 +57,10 @@ class ScriptedJudge(LocalJudge):
             )
             for index, answer in enumerate(answers)
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What it was asked is no setting: `map`, which hashes the pickle, would start over.
+        return {**super().__getstate__(), "asked": []}
 
     def _answer(self, query: str, passage: str) -> Relevance:
         answer = self._answers.get((query, passage), self._answers.get(passage, self.default))
