@@ -376,10 +376,13 @@ class Cascade:
     async def _buy(
         self, judge: Judge, question: Question, key: str, cache: VerdictCache, *, supersedes: bool
     ) -> list[Verdict]:
-        verdicts, entries = await _buy(judge, question, key, supersedes=supersedes)
-        self.counts.add(entries, model=judge.model, prices=self._prices)
-        if entries:
-            await cache.commit(entries)
+        entries: list[Entry] = []
+        try:
+            verdicts = await _buy(judge, question, key, entries, supersedes=supersedes)
+        finally:  # a run that stops at the repair question has paid for the first reply
+            self.counts.add(entries, model=judge.model, prices=self._prices)
+            if entries:
+                await cache.commit(entries)
         if _is_too_long(question, entries):
             return await self._ask_halves(judge, question, cache)
         if any(not verdict.relevance.is_decided for verdict in verdicts):
@@ -439,8 +442,7 @@ async def _at_once(
 
 async def _ask_uncached(judge: Judge, question: Question) -> list[Verdict]:
     async def buy(part: Question) -> list[Verdict]:
-        verdicts, _ = await _buy(judge, part, judge.key(part), has_reasons=True)
-        return verdicts
+        return await _buy(judge, part, judge.key(part), [], has_reasons=True)
 
     return await _at_once(buy, judge, question)
 
@@ -449,17 +451,25 @@ async def _buy(
     judge: Judge,
     question: Question,
     key: str,
+    entries: list[Entry],
     *,
     supersedes: bool = False,
     has_reasons: bool = False,
-) -> tuple[list[Verdict], list[Entry]]:
+) -> list[Verdict]:
     """Ask, and once more with a repair question when the reply cannot be read.
 
+    Args:
+        judge: Who is asked.
+        question: What.
+        key: The call's key.
+        entries: Takes what the cache must keep, also when this raises.
+        supersedes: Whether a kept reply gives way.
+        has_reasons: Whether verdicts bring the judge's words.
+
     Returns:
-        The verdicts, undecided when neither reply held any, and what the cache must keep.
+        The verdicts, undecided when neither reply held any.
     """
     parse = judge.parse if has_reasons else quick_parse(judge)
-    entries: list[Entry] = []
     unusable: tuple[Reply, UnusableReplyError] | None = None
     for _ in range(2):
         try:
@@ -474,8 +484,9 @@ async def _buy(
             entries.append(_failure(judge, key, error, reply))
             unusable = reply, error
         else:
-            return verdicts, [*entries, _call(judge, question, key, reply, supersedes=supersedes)]
-    return _undecided(judge, question, key, entries), entries
+            entries.append(_call(judge, question, key, reply, supersedes=supersedes))
+            return verdicts
+    return _undecided(judge, question, key, entries)
 
 
 def _call(judge: Judge, question: Question, key: str, reply: Reply, *, supersedes: bool) -> Call:

@@ -381,3 +381,19 @@ def test_a_hundred_negatives_take_four_calls_and_scores_stay_aligned(
     assert clean["neg"] == [negatives[0], *negatives[3:]]
     assert clean["neg_scores"] == [0.0, *(number / 100 for number in range(3, 100))]
     assert len(relabeler.decisions(rows)) == 100
+
+
+def test_a_run_that_stops_at_the_repair_question_keeps_the_reply_it_paid_for(
+    rows: Dataset, tmp_path: Path, chat_server: ChatServer
+) -> None:
+    chat_server.answer = from_key(KEY)
+    chat_server.fail("truncated", "401")
+    relabeler = over_http(chat_server, tmp_path)
+
+    with pytest.raises(AccountError):
+        relabeler.judge(rows.select(range(1)))
+
+    (failure,) = relabeler.cache.all_failures()
+    assert failure.reason == "truncated"
+    assert failure.reply is not None
+    assert failure.reply.usage["completion_tokens"] > 0
