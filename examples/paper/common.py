@@ -21,6 +21,7 @@ from peft import (
 )
 from recipes import Recipe, shrunk
 from smoke import tiny_model
+from transformers import set_seed
 
 from hf_relabel import Relabeler, RelabelError
 from hf_relabel.demo import load_sample
@@ -76,6 +77,7 @@ def parse(description: str, recipes: dict[str, Recipe]) -> tuple[argparse.Namesp
     add("--seed", type=int, default=42)
     add("--smoke", action="store_true", help="a tiny model on CPU, in seconds")
     args = parser.parse_args()
+    set_seed(args.seed)  # for what a checkpoint lacks: adapters, a head
     args.output = args.output or Path("runs") / f"{args.recipe}-{args.variant}"
     return args, _changed(recipes[args.recipe], args)
 
