@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,12 +47,27 @@ def test_the_examples_run(
 
 
 def test_every_command_and_option_named_in_the_readme_exists() -> None:
-    from typer.testing import CliRunner
+    from typer.main import get_command
 
     from hf_relabel.cli import app
 
-    commands = (["run", "--help"], ["publish", "--help"])
-    invoked = [CliRunner().invoke(app, args, env={"COLUMNS": "200"}) for args in commands]
-    shown = "".join(done.output for done in invoked)
+    commands = dict(_commands(get_command(app), "hf-relabel"))
+    options = {option for command in commands.values() for option in _options(command)}
     for option in set(re.findall(r"`(--[a-z-]+)", README)) - {"--help"}:
-        assert option in shown, option
+        assert option in options, option
+    for called, words in re.findall(r"(hf-relabel(?: [a-z][a-z-]*)+)([^`\n#]*)", README):
+        name = max((name for name in commands if f"{called} ".startswith(f"{name} ")), key=len)
+        assert name != "hf-relabel", called
+        unknown = set(re.findall(r" (--[a-z-]+)", words)) - _options(commands[name])
+        # What stands in quotes is a training command of the reader's own.
+        assert not unknown - {"--seed", "--data", "--output"}, (name, unknown)
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for part, child in getattr(command, "commands", {}).items():
+        yield from _commands(child, f"{name} {part}")
+
+
+def _options(command: Any) -> set[str]:
+    return {"--help", *(option for each in command.params for option in each.opts)}
