@@ -189,7 +189,7 @@ def test_another_process_at_the_same_run_is_waited_for(tmp_path: Path) -> None:
     folder = tmp_path / "prune"
     held = folder / "runs/all/seed-0"
     held.mkdir(parents=True)
-    lock = FileLock(held / "lock")
+    lock = FileLock(held / "lock", thread_local=False)  # let go by the thread that tells
     lock.acquire()
     states: list[str] = []
 
