@@ -250,7 +250,8 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_by_name_is_that_run_alone(tmp_path: Path) -> None:
-    arms = Sweep(rows(), train=train, evaluate=evaluate, output=tmp_path, seeds=2)
+    settings = {"output": tmp_path, "seeds": 2, "file_type": "jsonl"}
+    arms = Sweep(rows(), train=train, evaluate=evaluate, **settings)  # type: ignore[arg-type]
     chosen = arms.find("without-fine/seed-1")
 
     arms.execute([chosen])
