@@ -26,7 +26,7 @@ SCRIPTS = {
     "qwen2.5-3b": "train_reranker",
     "modernbert": "train_reranker",
 }
-_PATIENCE_S = 1200  # seconds are enough on a quiet machine
+_PATIENCE_S = 600  # seconds are enough on a quiet machine
 Env = Callable[..., dict[str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 LONG = ("--save-steps", "5", "--epochs", "4")
@@ -77,8 +77,9 @@ def whole(subprocess_env: Env, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run the retriever with adapters from its beginning to its end, once for all tests."""
     if "whole" not in _DONE:
         folder = tmp_path_factory.mktemp("whole")
-        process = _start("qwen2.5-7b", *LONG, folder=folder, env=subprocess_env)
-        _DONE["whole"] = _finished(process, folder / "runs/qwen2.5-7b-default")
+        options = [*LONG, "--output", "whole"]
+        process = _start("qwen2.5-7b", *options, folder=folder, env=subprocess_env)
+        _DONE["whole"] = _finished(process, folder / "whole")
     return _DONE["whole"]
 
 
@@ -116,6 +117,7 @@ def test_qwen_retriever_with_adapters(whole: Run) -> None:
 
     _falls(whole, to=0.6)
     model = SentenceTransformer(whole.model, device="cpu")
+    assert model[1].pooling_mode == "lasttoken"  # by the recipe, not by the name of a path
     features = model.preprocess(["one", "one " * 200])
     for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
         assert ids[mask.sum() - 1] == model.tokenizer.eos_token_id
@@ -186,7 +188,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def test_two_processes_under_torchrun(start: Start, tmp_path: Path) -> None:
     """One of them prints and saves, both train."""
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     run = _finished(
         start("qwen2.5-7b", "--batch-size", "3", "--gather", "--workers", "1", launcher=launcher),
         tmp_path / "runs/qwen2.5-7b-default",

@@ -21,6 +21,7 @@ from peft import (
 )
 from recipes import Recipe, shrunk
 from smoke import tiny_model
+from transformers import set_seed
 
 from hf_relabel import Relabeler, RelabelError
 from hf_relabel.demo import load_sample
@@ -76,6 +77,7 @@ def parse(description: str, recipes: dict[str, Recipe]) -> tuple[argparse.Namesp
     add("--seed", type=int, default=42)
     add("--smoke", action="store_true", help="a tiny model on CPU, in seconds")
     args = parser.parse_args()
+    set_seed(args.seed)  # for what a checkpoint lacks: adapters, a head
     args.output = args.output or Path("runs") / f"{args.recipe}-{args.variant}"
     return args, _changed(recipes[args.recipe], args)
 
@@ -196,8 +198,8 @@ def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "warmup_steps": recipe.warmup,
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
         "use_cpu": args.smoke,
-        "gradient_checkpointing": recipe.is_lora,
-        **(checkpointing if recipe.is_lora else {}),
+        "gradient_checkpointing": recipe.is_decoder,
+        **(checkpointing if recipe.is_decoder else {}),
         "ddp_find_unused_parameters": False,
         # Ranks must all have as many batches, and as many rows in them.
         "dataloader_drop_last": True,

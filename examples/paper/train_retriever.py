@@ -56,7 +56,7 @@ def build_model(args: argparse.Namespace, recipe: Recipe) -> SentenceTransformer
     pooling = Pooling(
         transformer.get_embedding_dimension(), "lasttoken" if recipe.is_decoder else "mean"
     )
-    if recipe.is_lora:
+    if recipe.is_decoder:
         transformer.model = with_adapters(transformer.model, task="FEATURE_EXTRACTION")
     return SentenceTransformer(
         modules=[transformer, pooling, Normalize()],
