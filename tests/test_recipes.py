@@ -26,9 +26,10 @@ SCRIPTS = {
     "qwen2.5-3b": "train_reranker",
     "modernbert": "train_reranker",
 }
-_PATIENCE_S = 1200  # seconds are enough on a quiet machine
+_PATIENCE_S = 600  # seconds are enough on a quiet machine
 Env = Callable[..., dict[str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]
+MARGINS = {"e5-base": 0.5, "qwen2.5-7b": 0.6, "qwen2.5-3b": 0.85, "modernbert": 0.85}
 LONG = ("--save-steps", "5", "--epochs", "4")
 _DONE: dict[str, Run] = {}
 PAIRS = [
@@ -77,8 +78,9 @@ def whole(subprocess_env: Env, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run the retriever with adapters from its beginning to its end, once for all tests."""
     if "whole" not in _DONE:
         folder = tmp_path_factory.mktemp("whole")
-        process = _start("qwen2.5-7b", *LONG, folder=folder, env=subprocess_env)
-        _DONE["whole"] = _finished(process, folder / "runs/qwen2.5-7b-default")
+        options = [*LONG, "--output", "whole"]
+        process = _start("qwen2.5-7b", *options, folder=folder, env=subprocess_env)
+        _DONE["whole"] = _finished(process, folder / "whole")
     return _DONE["whole"]
 
 
@@ -101,7 +103,7 @@ def test_e5(start: Start, tmp_path: Path) -> None:
 
     run = _finished(start("e5-base"), tmp_path / "runs/e5-base-default")
 
-    _falls(run, to=0.5)
+    _falls(run, to=MARGINS["e5-base"])
     assert f"hf-relabel evaluate {Path('runs/e5-base-default/final')}" in run.output
     model = SentenceTransformer(run.model, device="cpu")
     assert model.prompts == {"query": "query: ", "document": "passage: "}
@@ -114,8 +116,9 @@ def test_qwen_retriever_with_adapters(whole: Run) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    _falls(whole, to=0.6)
+    _falls(whole, to=MARGINS["qwen2.5-7b"])
     model = SentenceTransformer(whole.model, device="cpu")
+    assert model[1].pooling_mode == "lasttoken"  # by the recipe, not by the name of a path
     features = model.preprocess(["one", "one " * 200])
     for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
         assert ids[mask.sum() - 1] == model.tokenizer.eos_token_id
@@ -133,7 +136,7 @@ def test_qwen_reranker_with_adapters(start: Start, tmp_path: Path) -> None:
 
     run = _finished(start("qwen2.5-3b"), tmp_path / "runs/qwen2.5-3b-default")
 
-    _falls(run, to=0.85)
+    _falls(run, to=MARGINS["qwen2.5-3b"])
     model = CrossEncoder(run.model, device="cpu")
     features = model.preprocess(PAIRS)
     rows = zip(features["input_ids"], features["attention_mask"], strict=True)
@@ -149,7 +152,7 @@ def test_modernbert_reranker(start: Start, tmp_path: Path) -> None:
 
     run = _finished(start("modernbert"), tmp_path / "runs/modernbert-default")
 
-    _falls(run, to=0.85)
+    _falls(run, to=MARGINS["modernbert"])
     assert "--first-stage" in run.output
     assert CrossEncoder(run.model, device="cpu").predict(PAIRS).shape == (2,)
 
@@ -184,16 +187,17 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
-def test_two_processes_under_torchrun(start: Start, tmp_path: Path) -> None:
-    """One of them prints and saves, both train."""
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
-    run = _finished(
-        start("qwen2.5-7b", "--batch-size", "3", "--gather", "--workers", "1", launcher=launcher),
-        tmp_path / "runs/qwen2.5-7b-default",
-    )
+@pytest.mark.parametrize("recipe", SCRIPTS)
+def test_two_processes_under_torchrun(recipe: str, start: Start, tmp_path: Path) -> None:
+    """One of them prints and saves, both train: no weight is left waiting for a gradient."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(recipe, "--batch-size", "3", "--gather", "--workers", "1", launcher=launcher)
+    run = _finished(process, tmp_path / f"runs/{recipe}-default")
 
-    assert len(run.losses) == 12
-    _falls(run, to=0.6)
+    assert (
+        len(run.losses) % 4 == 0
+    )  # four steps an epoch, as one process takes with twice the batch
+    _falls(run, to=MARGINS[recipe])
     assert run.output.count("24 rows (default).") == 1
     assert run.output.count("Saved in") == 1
 

@@ -198,8 +198,8 @@ def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "warmup_steps": recipe.warmup,
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
         "use_cpu": args.smoke,
-        "gradient_checkpointing": recipe.is_lora,
-        **(checkpointing if recipe.is_lora else {}),
+        "gradient_checkpointing": recipe.is_decoder,
+        **(checkpointing if recipe.is_decoder else {}),
         "ddp_find_unused_parameters": False,
         # Ranks must all have as many batches, and as many rows in them.
         "dataloader_drop_last": True,

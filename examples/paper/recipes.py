@@ -23,7 +23,8 @@ class Recipe:
         accumulation: Batches to a step of the optimizer.
         max_length: Tokens of a text (of a pair, for rerankers) while training.
         max_length_used: Tokens that the saved model reads.
-        is_lora: Train adapters on all linear projections, merged when the model is saved.
+        is_decoder: Whether texts are read at their last token, and adapters (LoRA on all linear
+            projections) are trained in the place of all weights; they are merged at the end.
         mini_batch: Texts that pass through the model at once. It bounds memory and not the batch:
             what comes out is cached (Gao et al., 2021, arXiv:2101.06983).
         dtype: Of the weights that are loaded.
@@ -39,14 +40,10 @@ class Recipe:
     max_length: int
     max_length_used: int
     mini_batch: int
-    is_lora: bool = False
+    is_decoder: bool = False
     dtype: str = "float32"
     warmup: float = 0.1  # Tevatron's default
     n_negatives: int = 7
-
-    @property
-    def is_decoder(self) -> bool:
-        return "qwen" in self.model.lower()
 
 
 RETRIEVERS = {
@@ -69,7 +66,7 @@ RETRIEVERS = {
         max_length=350,  # stated for E5 alone
         max_length_used=512,
         mini_batch=16,
-        is_lora=True,
+        is_decoder=True,
         dtype="bfloat16",
     ),
 }
@@ -86,7 +83,7 @@ RERANKERS = {
         max_length=512,
         max_length_used=512,
         mini_batch=16,
-        is_lora=True,
+        is_decoder=True,
         dtype="bfloat16",
     ),
     # Not in the paper, which tried ModernBERT as a retriever alone.

@@ -55,7 +55,7 @@ def build_model(args: argparse.Namespace, recipe: Recipe) -> CrossEncoder:
     )
     if recipe.is_decoder:
         transformer.model.config.pad_token_id = transformer.tokenizer.pad_token_id
-    if recipe.is_lora:
+    if recipe.is_decoder:
         transformer.model = with_adapters(transformer.model, task="SEQ_CLS", train_too=["score"])
     return CrossEncoder(modules=[transformer], device="cpu" if args.smoke else None)
 

@@ -53,10 +53,12 @@ def build_model(args: argparse.Namespace, recipe: Recipe) -> SentenceTransformer
     )
     if recipe.is_decoder:
         _end_texts(transformer.tokenizer)
+    elif (unused := getattr(transformer.model, "pooler", None)) is not None:
+        unused.requires_grad_(False)  # BERT brings it along; DDP waits for its gradients in vain
     pooling = Pooling(
         transformer.get_embedding_dimension(), "lasttoken" if recipe.is_decoder else "mean"
     )
-    if recipe.is_lora:
+    if recipe.is_decoder:
         transformer.model = with_adapters(transformer.model, task="FEATURE_EXTRACTION")
     return SentenceTransformer(
         modules=[transformer, pooling, Normalize()],
