@@ -7,9 +7,8 @@
 Modules, each importing only from those before it: identity (64-bit ids of texts), index (verdicts
 on disk, read without a lock), counts, shapes (which columns are what), edits (a batch before and
 after), collator (edits where batches are made), masking (exact -inf masks in the loss), live
-(judging in the background), callback. Beside them: rotation (one tuple of a row for each epoch) and
-epochs (its callback). Names are loaded when they are first used: torch is needed by
-the last of them alone.
+(judging in the background), callback; beside them rotation (a row's tuple of each epoch) and epochs
+(its callback). Names are loaded when they are first used, and torch with those that need it.
 """
 
 from __future__ import annotations
