@@ -184,7 +184,8 @@ def test_kills_lose_nothing_but_calls_in_flight(
     runs.finish(runs.start("undisturbed", "another"))
     assert runs.output() == runs.output("undisturbed")
     assert set(runs.output()) == {
-        "data/train-00000-of-00001.parquet", "decisions.parquet", "positives.parquet", "verdicts.parquet"
+        "data/train-00000-of-00001.parquet", "decisions.parquet", "positives.parquet",
+        "verdicts.parquet",
     }  # fmt: skip
 
 
