@@ -210,7 +210,7 @@ def test_training_goes_round_positives_and_negatives(
     training = script("planted_training")
     how = training.Training(
         model=None, epochs=4, learning_rate=1e-5, batch_size=4, n_negatives=2, max_seq_length=32,
-        cross_epochs=1, cross_learning_rate=1e-5, cross_max_length=32, bf16=False, device="cpu",
+        cross_steps=1, cross_learning_rate=1e-5, cross_max_length=32, bf16=False, device="cpu",
     )  # fmt: skip
     rows, _ = noise.rows("RLHN")
 

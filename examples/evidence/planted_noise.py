@@ -11,7 +11,8 @@ each arm makes of the rows (`planted_training`), and tested on other queries ove
 - never noisy: rows with mined negatives in the places of the hidden positives.
 - default: the noisy rows as they are.
 - remove, HN remove, RLHN: what the cascade flags costs the row, is dropped, or is promoted.
-- TopK-PercPos: what a cross-encoder scores above 95 % of the row's lowest positive is dropped.
+- TopK-PercPos: what a cross-encoder scores above 95 % of the row's highest positive is dropped.
+  The lowest one (`--reference lowest`) of several is lower than most negatives here.
 - screened: as in the preset of that name, the cross-encoder is the first stage. What it scores
   lower than 95 % of the known positives is settled; the cascade judges the rest, passage by
   passage, and promotes.
@@ -304,7 +305,13 @@ class Noise:
         if not folder.exists():
             train_cross_encoder(self._halves[1 - half], self._how, folder, seed=self.seed)
         dtype = "bfloat16" if self._how.bf16 else "float32"
-        return CrossEncoderJudge(str(folder), device=self._how.device, dtype=dtype, **rule)
+        return CrossEncoderJudge(
+            str(folder),
+            device=self._how.device,
+            dtype=dtype,
+            reference=self._args.reference,
+            **rule,
+        )
 
     @cached_property
     def planted(self) -> Planted:
@@ -502,9 +509,9 @@ def _training(args: argparse.Namespace) -> Training:
         batch_size=args.batch_size,
         n_negatives=args.trained_negatives,
         max_seq_length=args.train_length,
-        cross_epochs=args.cross_epochs,
+        cross_steps=args.cross_steps,
         cross_learning_rate=args.cross_learning_rate,
-        cross_max_length=args.test_length,
+        cross_max_length=args.cross_length,
         bf16=args.precision == "bf16",
         device=args.device,
     )
@@ -548,6 +555,12 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     judges.add_argument("--misses", type=float, nargs=2, default=list(rates.misses))
     judges.add_argument("--false-flags", type=float, nargs=2, default=list(rates.false_flags))
     judges.add_argument("--agreement", type=float, default=rates.agreement)
+    judges.add_argument(
+        "--reference",
+        choices=("lowest", "highest"),
+        default="highest",
+        help="the positive that the cross-encoder's scores are compared with",
+    )
     training = parser.add_argument_group("training")
     training.add_argument(
         "--model", default=None, help="all-MiniLM-L6-v2 of its package if not set"
@@ -557,16 +570,17 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     training.add_argument("--batch-size", type=int, default=16)
     training.add_argument("--trained-negatives", type=int, default=3, help="of a row, in an epoch")
     training.add_argument("--train-length", type=int, default=64, help="tokens of a text")
-    training.add_argument("--test-length", type=int, default=128, help="likewise; and of a pair")
-    training.add_argument("--cross-epochs", type=int, default=2)
-    training.add_argument("--cross-learning-rate", type=float, default=5e-5)
+    training.add_argument("--test-length", type=int, default=128, help="likewise")
+    training.add_argument("--cross-steps", type=int, default=200, help="of 32 pairs")
+    training.add_argument("--cross-length", type=int, default=64, help="tokens of a pair")
+    training.add_argument("--cross-learning-rate", type=float, default=1e-4)
     training.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     training.add_argument("--device", default="cpu")
     training.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(words)
     if args.quick:
         quick = {"seeds": 1, "n_train": 24, "epochs": 1, "train_length": 32, "test_length": 32}
-        vars(args).update(quick, cross_epochs=1)
+        vars(args).update(quick, cross_steps=8)
     return args
 
 
