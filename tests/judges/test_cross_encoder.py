@@ -373,7 +373,7 @@ def test_a_second_run_asks_neither_model(
 
 
 def test_perc_pos_drops_what_scores_above_the_share(cross_encoder: str, tmp_path: Path) -> None:
-    """Thirty false negatives in a row are no reason to drop it: the rule knows no such limit."""
+    """Expected negatives come from the model itself."""
     rows = Dataset.from_list(ROWS)
     judge = CrossEncoderJudge.perc_pos(cross_encoder, share=0.95)
     relabeler = Relabeler(judge, action="drop", max_false_negatives=None, cache=tmp_path)
