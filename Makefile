@@ -41,7 +41,7 @@ evidence: $(DEV) ## the slow runs behind the claims
 	$(BIN)/python -m pytest -m slow
 
 # DATA: one folder or more in BEIR's layout; ARGS: what else the script takes, as --output FOLDER.
-planted-noise: $(DEV) ## train on planted false negatives, put right in five ways (DATA=FOLDER)
+planted-noise: $(DEV) ## train on planted false negatives, put right in six ways (DATA=FOLDER)
 	$(BIN)/python examples/evidence/planted_noise.py $(DATA) $(ARGS)
 
 bench: $(DEV) ## measure the fixed numbers

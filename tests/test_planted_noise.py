@@ -241,9 +241,9 @@ def test_one_command_gives_the_tables_and_goes_on_where_it_was(
 
     first = run()
     assert first.returncode == 0, first.stderr
-    assert "[8/8] topics, seed 0, screened" in first.stdout
+    assert "[9/9] topics, seed 0, PercPos by cosine" in first.stdout
     arms = ("not trained", "never noisy", "default", "remove", "HN remove", "RLHN")
-    for arm in (*arms, "TopK-PercPos", "screened"):
+    for arm in (*arms, "TopK-PercPos", "screened", "PercPos by cosine"):
         assert f"\n| {arm} | " in first.stdout
 
     again = run()

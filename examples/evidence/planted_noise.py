@@ -13,6 +13,7 @@ each arm makes of the rows (`planted_training`), and tested on other queries ove
 - remove, HN remove, RLHN: what the cascade flags costs the row, is dropped, or is promoted.
 - TopK-PercPos: what a cross-encoder scores above 95 % of the row's highest positive is dropped.
   The lowest one (`--reference lowest`) of several is lower than most negatives here.
+- PercPos by cosine: the same rule on the untrained model's cosines (`drop_by_score`).
 - screened: as in the preset of that name, the cross-encoder is the first stage. What it scores
   lower than 95 % of the known positives is settled; the cascade judges the rest, passage by
   passage, and promotes.
@@ -53,6 +54,7 @@ from planted_training import (
     load_model,
     train_bi_encoder,
     train_cross_encoder,
+    with_cosines,
 )
 from simulated_judges import Rates, paper_rates, simulated_cascade
 
@@ -60,8 +62,10 @@ from hf_relabel import Cascade, Relabeler, Stage
 from hf_relabel.cache import VerdictCache
 from hf_relabel.compare import compare
 from hf_relabel.evaluate import Evaluation, evaluate, score
+from hf_relabel.formats import content_hash, resolve
 from hf_relabel.judges.cross_encoder import CrossEncoderJudge
 from hf_relabel.questions import Question
+from hf_relabel.scores import drop_by_score
 from hf_relabel.search import SearchSettings, retrieve
 
 ACTIONS = {
@@ -71,7 +75,8 @@ ACTIONS = {
     "TopK-PercPos": "drop",
     "screened": "promote",
 }
-ARMS = ("not trained", "never noisy", "default", *ACTIONS)
+BY_COSINE = "PercPos by cosine"
+ARMS = ("not trained", "never noisy", "default", *ACTIONS, BY_COSINE)
 METRIC = "nDCG@10"
 SCREEN_RECALL = 0.95
 FLAGGED = ("better", "worse")
@@ -248,6 +253,10 @@ class Noise:
             return self.planted.rows, None
         if arm == "never noisy":
             return self.planted.clean, None
+        if arm == BY_COSINE:
+            scored = with_cosines(self.planted.rows, in_bf16(load_model(self._how), self._how))
+            new = drop_by_score(scored, reference=self._args.reference, scale="probability")
+            return new, count_dropped(self.planted, new)
         parts = [(self._relabeler(arm, half), rows) for half, rows in self._parts(arm)]
         # `map` asks the judges; decisions are read from the cache afterward.
         written = [rows.map(relabeler, batched=True) for relabeler, rows in parts]
@@ -393,6 +402,32 @@ def count(decisions: Dataset, planted: Planted, titles: Sequence[str]) -> dict[s
         },
         "rows_flagged": len({query for query, _, flag in rows if flag}),
         "rows": len({query for query, _, _ in rows}),
+    }
+
+
+def count_dropped(planted: Planted, new: Dataset) -> dict[str, Any]:
+    """Hold what was dropped against the key, where scores decided and no judge was asked."""
+    kept = {
+        (row["query_id"], passage["docid"]) for row in new for passage in row["negative_passages"]
+    }
+    flags = [
+        (row.query_id, (content_hash(row.query), passage.key) in planted.key)
+        for row in resolve(planted.rows.column_names).read(planted.rows[:])
+        for passage in row.negatives
+        if (row.query_id, passage.docid) not in kept
+    ]
+    n_rows, n_found = len(planted.rows), sum(is_hidden for _, is_hidden in flags)
+    n_negatives = sum(map(len, planted.rows["negative_passages"]))
+    return {
+        "negatives": n_negatives,
+        "hidden": len(planted.key),
+        "found": n_found,
+        "false_flags": len(flags) - n_found,
+        "asked": {"cosine": n_negatives},
+        "rows_asked": {"cosine": n_rows},
+        "rows_flagged": len({query for query, _ in flags}),
+        "rows": n_rows,
+        "rows_dropped": n_rows - len(new),
     }
 
 
