@@ -103,7 +103,8 @@ def _words(master: int, folder: Path) -> tuple[list[Row], Path]:
     def texts(row: Row) -> Row:
         return {name: row[name] if name == "subset" else spelled(row[name]) for name in row}
 
-    rows = [texts(row) for row in word_rows(master)]
+    # With 480 rows the gain is +0.023 at a noise of 0.0125: there, but not beyond it in three seeds.
+    rows = [texts(row) for row in word_rows(master, n_rows=1200)]
     held_out = word_rows(master + 1000, poisoned="none", n_rows=3 * N_TOPICS)
     topics = [row["anchor"].split("-")[1] for row in held_out]
     bench = folder / "bench"
