@@ -75,6 +75,9 @@ def prune(
         typer.Option("--write", help="Write the rows to keep: a .parquet or .jsonl file."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw heatmap.png.")] = True,
+    model_in: Annotated[
+        str, typer.Option("--model-in", help="The folder in {output} where --train leaves a model.")
+    ] = "",
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep each run's model in its folder.")
     ] = False,
@@ -95,7 +98,7 @@ def prune(
     scores = BenchmarkScores(folders=tuple(benchmark), metric=metric)
     sweep = Sweep(
         _load(source, split, config),
-        train=TrainCommand(template=train),
+        train=TrainCommand(template=train, model_in=model_in),
         evaluate=scores,
         output=output,
         seeds=range(first_seed, first_seed + seeds),

@@ -39,12 +39,14 @@ class TrainCommand:
     Attributes:
         template: Split into words as a shell does, but without a shell: for pipes and variables
             write `bash -c '…'`. `{data}`, `{output}` and `{seed}` are filled in, in every word.
+        model_in: The folder inside `{output}` where the command leaves the model, if not at its top.
 
     Raises:
         SettingError: `{data}` or `{output}` is missing, or the quotes do not close.
     """
 
     template: str
+    model_in: str = ""
 
     def __post_init__(self) -> None:
         missing = [slot for slot in ("{data}", "{output}") if slot not in self.template]
@@ -60,8 +62,8 @@ class TrainCommand:
     def has_seed(self) -> bool:
         return "{seed}" in self.template
 
-    def __call__(self, data: str, output: str, seed: int) -> None:
-        """Run the command.
+    def __call__(self, data: str, output: str, seed: int) -> Path:
+        """Run the command, and return where its model is.
 
         Raises:
             StoppedError: It ended with another status than 0, or cannot be started.
@@ -78,6 +80,7 @@ class TrainCommand:
         if status:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise StoppedError(f"the training command {how}.")
+        return Path(output) / self.model_in
 
     def _words(self) -> list[str]:
         try:

@@ -344,3 +344,15 @@ def _wait_for_one_more_run(folder: Path) -> None:
 
 def _bytes(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("table.md", "keep.json")]
+
+
+def test_a_command_may_leave_its_model_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    write = "import pathlib, sys; (pathlib.Path(sys.argv[2]) / 'final').mkdir(parents=True)"
+    command = TrainCommand(
+        template=f'{sys.executable} -c "{write}" {{data}} {{output}}', model_in="final"
+    )
+
+    found = command("rows.jsonl", str(tmp_path / "model"), 0)
+
+    assert found == tmp_path / "model/final"
+    assert found.is_dir()
