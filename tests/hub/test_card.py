@@ -15,15 +15,19 @@ from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
 from hf_relabel import Relabeler, ScriptedJudge
+from hf_relabel.controls import run_controls
 from hf_relabel.errors import MissingExtraError
-from hf_relabel.hub.build import Built
+from hf_relabel.files import read_report, write_report
+from hf_relabel.hub.build import Built, build
 from hf_relabel.hub.push import Pushed
+from hf_relabel.hub.settings import BuildSettings
 from tests.hub.conftest import REPO
 from tests.hub.double import HubDouble
 from tests.test_training import tiny_bert  # noqa: F401  a fixture
 
 Build = Callable[..., Built]
 Push = Callable[..., Pushed]
+PLAIN = BuildSettings(license="cc-by-4.0", languages=["en"], has_plots=False)
 
 
 def body(built: Built) -> str:
@@ -203,3 +207,31 @@ def test_a_run_that_found_nothing_still_has_a_card(tmp_path: Path) -> None:
 
     check(built.folder)
     assert "0 became positives" in body(built)
+
+
+def test_rates_of_planted_passages_are_those_of_the_report(
+    relabeler: Relabeler, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_run()
+    without = body(build(folder, tmp_path / "without", REPO, PLAIN))
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "loaded"))
+    report = read_report(folder)
+    report.controls = run_controls(relabeler, rows, n=4)
+    write_report(folder, report)
+
+    text = body(build(folder, tmp_path / "with", REPO, PLAIN))
+
+    found = report.controls
+    assert found.positives is not None
+    assert found.random is not None
+    rates = [
+        rate
+        for planted in (found.positives, found.random)
+        for rate in (*planted.stages, planted.acted_on)
+        if rate.share is not None
+    ]
+    cells = table(text, "How good the judges are")
+    assert [row[1] for row in cells] == [f"{rate.count} of {rate.total}" for rate in rates]
+    assert [row[2] for row in cells] == [f"{rate.share:.3f}" for rate in rates]
+    assert len(rates) >= 4
+    assert "How good the judges are" not in without
