@@ -1,10 +1,32 @@
-"""What the command groups read from their arguments alike."""
+"""Arguments that several commands take, and how they are read."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-__all__ = ["mapping_of", "shard_of"]
+__all__ = [
+    "Columns", "Config", "FormatName", "Input", "Limit", "Split", "mapping_of", "shard_of",
+]  # fmt: skip
+
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
+    ),
+]
+Split = Annotated[str | None, typer.Option("--split", help="One split only.")]
+Config = Annotated[str | None, typer.Option("--config", help="The Hub dataset's subset.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="The first N rows.", min=1)]
+FormatName = Annotated[
+    str | None, typer.Option("--format", help="The rows' format, if columns do not tell.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="role=column, where columns have names of their own."),
+]
 
 
 def mapping_of(columns: list[str] | None) -> dict[str, str]:

@@ -30,7 +30,16 @@ from hf_relabel import (
     prune_commands,
     score_commands,
 )
-from hf_relabel.arguments import mapping_of, shard_of
+from hf_relabel.arguments import (
+    Columns,
+    Config,
+    FormatName,
+    Input,
+    Limit,
+    Split,
+    mapping_of,
+    shard_of,
+)
 from hf_relabel.errors import AccountError, CacheError, HubError, RelabelError, StoppedError
 
 if TYPE_CHECKING:
@@ -96,13 +105,6 @@ class Form(str, Enum):
     JSON = "json"
 
 
-Input = Annotated[
-    str,
-    typer.Argument(
-        metavar="INPUT",
-        help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
-    ),
-]
 PresetName = Annotated[str, typer.Option("--preset", help="paper, current, screened or offline.")]
 BaseUrl = Annotated[
     str | None,
@@ -140,16 +142,6 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache", envvar="HF_RELABEL_CACHE", help="Folder of verdicts  [~/.cache/hf_relabel]."
     ),
-]
-Split = Annotated[str | None, typer.Option("--split", help="One split only.")]
-Config = Annotated[str | None, typer.Option("--config", help="The Hub dataset's subset.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="The first N rows.", min=1)]
-FormatName = Annotated[
-    str | None, typer.Option("--format", help="The rows' format, if columns do not tell.")
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="role=column, where columns have names of their own."),
 ]
 Concurrency = Annotated[
     int | None, typer.Option("--max-concurrency", help="Most calls of a judge in flight.", min=1)

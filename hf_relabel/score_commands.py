@@ -10,7 +10,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hf_relabel.arguments import mapping_of, shard_of
+from hf_relabel.arguments import (
+    Columns,
+    Config,
+    FormatName,
+    Input,
+    Limit,
+    Split,
+    mapping_of,
+    shard_of,
+)
 
 __all__ = ["drop_by_score", "score"]
 
@@ -40,24 +49,7 @@ class Dtype(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
-Input = Annotated[
-    str,
-    typer.Argument(
-        metavar="INPUT",
-        help="A JSONL, Parquet or CSV file, a folder saved by save_to_disk, or a Hub id.",
-    ),
-]
 Output = Annotated[Path, typer.Option("--output", help="A .parquet or .jsonl file.")]
-Split = Annotated[str | None, typer.Option("--split", help="The split, if there are several.")]
-Config = Annotated[str | None, typer.Option("--config", help="The Hub dataset's subset.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="The first N rows.", min=1)]
-FormatName = Annotated[
-    str | None, typer.Option("--format", help="The rows' format, if columns do not tell.")
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="role=column, where columns have names of their own."),
-]
 
 
 def score(
