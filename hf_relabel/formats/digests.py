@@ -9,6 +9,10 @@ what the cascade's verdicts and the policy hang on. Ids, scores and other column
 
 The numbers are how many positives and negatives there are, whether there is a subset, and then the
 lengths of all that follows, in that order: they make the bytes unambiguous.
+
+The hash is XXH3 with 128 bits, a twentieth of SHA-256's time: `map` computes one of every row that it
+passes, and nothing else of most. It tells apart what nobody built to collide (among a billion rows
+two would share a digest with a chance of 1e-21), and no digest leaves the machine's own cache.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise, starmap
 from typing import TYPE_CHECKING, TypeAlias
+
+from xxhash import xxh3_128
 
 from hf_relabel.formats.rows import Row
 
@@ -90,7 +95,7 @@ def digest_of(row: Row, prefix: bytes) -> str:
     sizes = map(len, texts) if whole.isascii() else (len(_utf8(text)) for text in texts)
     numbers = (len(row.positives), len(row.negatives), row.subset is not None, *sizes)
     packed = struct.pack(f"<{len(numbers)}i", *numbers)
-    return sha256(b"".join((prefix, packed, _utf8(whole)))).hexdigest()
+    return xxh3_128(b"".join((prefix, packed, _utf8(whole)))).hexdigest()
 
 
 def _utf8(text: str) -> bytes:
@@ -99,7 +104,7 @@ def _utf8(text: str) -> bytes:
 
 def digests_of(rows: RowTexts, prefix: bytes) -> list[str]:
     """Return the digests of many rows, without making a Python object of any passage."""
-    # A list of parts for each row, all joined and hashed in turn: nothing but slices of buffers.
+    # A list of parts for each row, hashed one after another: nothing but slices of buffers.
     columns = [_slices(*_numbers(rows)), _slices_of(rows.queries)]
     if rows.subsets is not None:
         columns.append(_slices_of(rows.subsets))
@@ -107,7 +112,14 @@ def digests_of(rows: RowTexts, prefix: bytes) -> list[str]:
         columns.append(_slices(lists.texts.data, lists.texts.bounds[lists.bounds]))
         if lists.titles is not None:
             columns.append(_slices(lists.titles.data, lists.titles.bounds[lists.bounds]))
-    return [sha256(b"".join((prefix, *parts))).hexdigest() for parts in zip(*columns, strict=True)]
+    begun = xxh3_128(prefix)
+    return [_hashed(begun.copy(), parts) for parts in zip(*columns, strict=True)]
+
+
+def _hashed(hasher: xxh3_128, parts: tuple[memoryview, ...]) -> str:
+    for part in parts:
+        hasher.update(part)
+    return hasher.hexdigest()
 
 
 def _slices_of(texts: Texts) -> Iterator[memoryview]:
