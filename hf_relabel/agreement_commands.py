@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from hf_relabel.console import err, out
 
 if TYPE_CHECKING:
     from hf_relabel.agreement import Agreement, Figure
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Controls", "agreement", "print_controls"]
 
 agreement = typer.Typer(no_args_is_help=True, help="Measure how far judges agree with people.")
-out = Console()
-err = Console(stderr=True)
 
 Controls = Annotated[
     int | None,

@@ -29,10 +29,11 @@ from hf_relabel.errors import SettingError
 from hf_relabel.formats import Passage, Row, content_hash
 from hf_relabel.judges.money import LOCAL
 from hf_relabel.judges.protocol import LocalJudge
+from hf_relabel.judging import Progress
 from hf_relabel.questions import Question
 from hf_relabel.rates import Rate
 from hf_relabel.report import ControlReport, PlantedCounts, StageCounts
-from hf_relabel.transform import Progress, Relabeler
+from hf_relabel.transform import Relabeler
 from hf_relabel.verdicts import Action, Trace, Verdict
 
 if TYPE_CHECKING:

@@ -11,16 +11,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from hf_relabel.console import err, out
 from hf_relabel.errors import MissingExtraError, RelabelError
 
 __all__ = ["InterruptedEvaluationError", "evaluate"]
-
-out = Console()
-err = Console(stderr=True)
 
 
 class InterruptedEvaluationError(RelabelError):

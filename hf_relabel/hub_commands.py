@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from hf_relabel.console import err, out
 
 __all__ = ["hub", "publish", "pull"]
 
 hub = typer.Typer(no_args_is_help=True, help="The steps of publish, one at a time.")
-out = Console()
-err = Console(stderr=True)
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a run.")]
 BuiltDir = Annotated[Path, typer.Argument(metavar="BUILT", help="A folder that was built.")]

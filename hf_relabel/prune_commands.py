@@ -11,16 +11,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from hf_relabel.console import err, out
 from hf_relabel.errors import StoppedError
 
 __all__ = ["prune"]
 
-out = Console()
-err = Console(stderr=True)
 _PRINT_COMMANDS = "--print-commands"
 
 

@@ -10,6 +10,7 @@ Records are derived, and dispensable: without them `map` reads rows and pairs, a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from hf_relabel.formats.digests import digest_of
 from hf_relabel.policy import Policy
 from hf_relabel.verdicts import Relevance, Trace, Verdict
 
-__all__ = ["UNCHANGED", "RowIndex", "RowRecord"]
+__all__ = ["UNCHANGED", "Notes", "RowIndex", "RowRecord"]
 
 _LAYOUT = 1
 _CODES = {"b": Relevance.BETTER, "w": Relevance.WORSE, "n": Relevance.NOT_RELEVANT}
@@ -31,6 +32,7 @@ _IS_POSITIVE = "="
 UNCHANGED = Edit(actions=())
 """The edit of every known row that stays as it is, however many negatives it has."""
 
+_NOTED_AT_A_TIME = 200
 _MAX_EDITS = 10_000  # distinct records whose edits are remembered; most rows share a few
 
 
@@ -196,6 +198,40 @@ class RowIndex:
                 if record is not None:
                     entries[digest] = _Entry(digest=digest, record=record)
         return list(entries.values())
+
+
+class Notes:
+    """Records of rows that were judged, written many at a time.
+
+    Args:
+        index: Where they go.
+        cache: The index's own.
+        skips: Whether a row passes through unjudged.
+    """
+
+    def __init__(
+        self, index: RowIndex, cache: VerdictCache, *, skips: Callable[[Row], bool]
+    ) -> None:
+        self._index = index
+        self._cache = cache
+        self._skips = skips
+        self._judged: list[tuple[Row, Mapping[str, Trace]]] = []
+
+    async def add(self, row: Row, traces: Mapping[str, Trace]) -> None:
+        """Take a row and its final verdicts, and write what came if it is much."""
+        self._judged.append((row, traces))
+        if len(self._judged) >= _NOTED_AT_A_TIME:
+            await self.write()
+
+    async def write(self) -> None:
+        """Write the records of the rows that came so far."""
+        if not self._judged:
+            return
+        rows, traces = zip(*self._judged, strict=True)
+        self._judged = []
+        entries = await asyncio.to_thread(self._index.entries, rows, traces, skips=self._skips)
+        if entries:
+            await self._cache.commit(entries)
 
 
 def _row_key(digest: str) -> str:

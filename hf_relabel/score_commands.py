@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_relabel.arguments import (
     Columns,
@@ -20,11 +18,9 @@ from hf_relabel.arguments import (
     mapping_of,
     shard_of,
 )
+from hf_relabel.console import out, row_bar
 
 __all__ = ["drop_by_score", "score"]
-
-out = Console()
-err = Console(stderr=True)
 
 
 class Scale(str, Enum):
@@ -98,7 +94,7 @@ def score(
         dtype=dtype and dtype.value,
     )
     rows, columns = _rows(source, split, config, limit), mapping_of(column)
-    with _progress() as bar:
+    with row_bar() as bar:
         task = bar.add_task("scoring", total=None)
         n_rows = write_scores(
             rows,
@@ -168,14 +164,3 @@ def _rows(source: str, split: str | None, config: str | None, limit: int | None)
     if len(splits) > 1:
         raise typer.BadParameter(f"choose one of the splits {list(splits)}", param_hint="--split")
     return next(iter(splits.values()))
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TimeRemainingColumn(),
-        console=err,
-    )

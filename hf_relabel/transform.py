@@ -8,25 +8,21 @@ lets the policy decide, and writes the rows back in their own format.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from hf_relabel import __version__, background
 from hf_relabel.cache import Call, Failure, VerdictCache, default_directory
 from hf_relabel.cascade import NOT_ASKED, Cascade, Escalation, Stage
 from hf_relabel.decisions import COLUMNS, decision_columns
-from hf_relabel.errors import AccountError, SettingError
+from hf_relabel.errors import SettingError
 from hf_relabel.formats import Batch, Edit, Format, Row, Written, content_hash, iter_rows, resolve
-from hf_relabel.judges.batches import Batches, BatchSettings
+from hf_relabel.judges.batches import BatchSettings
 from hf_relabel.judges.budget import Budget
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.endpoint import Endpoint
@@ -34,13 +30,14 @@ from hf_relabel.judges.limits import Ceilings
 from hf_relabel.judges.models import warn_of_shutdown
 from hf_relabel.judges.money import Prices
 from hf_relabel.judges.protocol import Judge
+from hf_relabel.judging import READ_BATCH, Progress, Work, judge_in_batches, judge_live
 from hf_relabel.policy import ActionName, Policy, open_negatives
 from hf_relabel.presets import Overrides, load_preset
 from hf_relabel.prompts import Prompt
 from hf_relabel.published import pull_verdicts
 from hf_relabel.questions import Question
 from hf_relabel.report import RelabelReport, Tally
-from hf_relabel.row_index import UNCHANGED, RowIndex
+from hf_relabel.row_index import UNCHANGED, Notes, RowIndex
 from hf_relabel.verdicts import Trace
 
 if TYPE_CHECKING:
@@ -52,39 +49,12 @@ if TYPE_CHECKING:
     AnyDataset: TypeAlias = Dataset | IterableDataset
     AnyDatasets: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict
 
-__all__ = ["Progress", "Relabeled", "Relabeler"]
+__all__ = ["Relabeled", "Relabeler"]
 
 T = TypeVar("T")
 
 VERSION = 1
 """Version of what a Relabeler does with verdicts; part of its fingerprint."""
-
-_READ_BATCH = 100  # rows read at a time while judging: small, so that memory stays flat
-_MAX_ROWS_AHEAD = 512
-_NOTED_AT_A_TIME = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        n_rows: Rows judged so far; queries, where several rows share one.
-        n_calls: Calls made, by this process.
-        n_cached: Calls answered from the cache.
-        prompt_tokens: Of the calls made, where the server counted them.
-        completion_tokens: Likewise.
-        elapsed_s: Since the run began.
-        cost_usd: Of the calls made; None while no cost is known, or not every price is.
-    """
-
-    n_rows: int
-    n_calls: int
-    n_cached: int
-    prompt_tokens: int
-    completion_tokens: int
-    elapsed_s: float
-    cost_usd: float | None = None
 
 
 class Relabeler:
@@ -343,19 +313,17 @@ class Relabeler:
             ColumnError, RowError: As calling does.
             AccountError: The run cannot go on; what was judged, and what was in flight, is kept.
         """
-        self._warn_once()
-        self.cascade.start_run(prices=self.prices)
         rows = (row for part in _parts(dataset) for row in self.rows(part))
-        notes = _Notes(self)
+        notes = Notes(self.row_index, self.cache, skips=self.policy.skips)
 
-        async def judge(relabeler: Relabeler, row: Row) -> None:
-            await notes.add(row, await relabeler._judge_row(row))
+        async def judge(cascade: Cascade, row: Row) -> None:
+            traces = await self._judge_row(cascade, row)
+            if self._has_format_in_place:
+                await notes.add(row, traces)
 
         with background.calm_collector():
             try:
-                if self.batch is not None:
-                    return background.run(self._judge_in_batches(rows, progress, self.batch, judge))
-                return background.run(self._judge_stream(rows, progress, partial(judge, self)))
+                return self._run(rows, judge, progress)
             finally:
                 background.run(notes.write())
 
@@ -377,20 +345,34 @@ class Relabeler:
         Raises:
             AccountError: The run cannot go on; replies that came are in the cache.
         """
-        self._warn_once()
-        self.cascade.start_run(prices=self.prices)
         found: dict[int, list[Trace]] = {}
 
-        async def ask(relabeler: Relabeler, numbered: tuple[int, Question]) -> None:
+        async def ask(cascade: Cascade, numbered: tuple[int, Question]) -> None:
             number, question = numbered
-            found[number] = await relabeler.cascade.probe(question, relabeler.cache)
+            found[number] = await cascade.probe(question, self.cache)
 
-        numbered = enumerate(questions)
-        if self.batch is not None:
-            background.run(self._judge_in_batches(numbered, progress, self.batch, ask))
-        else:
-            background.run(self._judge_stream(numbered, progress, partial(ask, self)))
+        self._run(enumerate(questions), ask, progress)
         return [found[number] for number in range(len(questions))]
+
+    def _run(
+        self, items: Iterator[T], work: Work[T], progress: Callable[[Progress], None] | None
+    ) -> Progress:
+        """Work on a stream of items, live or in batches, as a run that counts from zero."""
+        self._warn_once()
+        self.cascade.start_run(prices=self.prices)
+        if self.batch is None:
+            stream = judge_live(items, work, cascade=self.cascade, progress=progress)
+        else:
+            stream = judge_in_batches(
+                items,
+                work,
+                cascade=self.cascade,
+                settings=self.batch,
+                cache=self.cache,
+                prices=self.prices,
+                progress=progress,
+            )
+        return background.run(stream)
 
     def decisions(self, dataset: AnyDatasets) -> AnyDatasets:
         """Return one row for each (query, passage), from the cache alone.
@@ -481,7 +463,7 @@ class Relabeler:
         return self._formats[names]
 
     @property
-    def has_format_in_place(self) -> bool:
+    def _has_format_in_place(self) -> bool:
         """Whether rows were seen that `map` may know from the row index alone."""
         return any(format_.in_place for format_ in self._formats.values())
 
@@ -489,7 +471,7 @@ class Relabeler:
         """Read a dataset's rows; those of one query together, wherever they lie."""
         first = next(iter(dataset.iter(batch_size=1)), None)
         if first is not None:
-            yield from iter_rows(dataset, self.format_of(first), batch_size=_READ_BATCH)
+            yield from iter_rows(dataset, self.format_of(first), batch_size=READ_BATCH)
 
     def shard(self, dataset: Dataset, index: int, n_shards: int) -> Dataset:
         """Return the rows of one shard: whole queries, by a hash of their text.
@@ -551,18 +533,18 @@ class Relabeler:
     async def _judge_rows(self, rows: Sequence[Row]) -> list[dict[str, Trace]]:
         found: dict[int, dict[str, Trace]] = {}
 
-        async def judge(numbered: tuple[int, Row]) -> None:
-            found[numbered[0]] = await self._judge_row(numbered[1])
+        async def judge(cascade: Cascade, numbered: tuple[int, Row]) -> None:
+            found[numbered[0]] = await self._judge_row(cascade, numbered[1])
 
-        await _Window(judge, _MAX_ROWS_AHEAD, on_stop=self.cascade.stop).run(enumerate(rows))
+        await judge_live(enumerate(rows), judge, cascade=self.cascade)
         return [found[index] for index in range(len(rows))]
 
-    async def _judge_row(self, row: Row) -> dict[str, Trace]:
+    async def _judge_row(self, cascade: Cascade, row: Row) -> dict[str, Trace]:
         question = self.question(row)
         if question is None:
             return {}
         keys = [content_hash(passage) for passage in question.passages]
-        traces = await self.cascade.judge_question(question, self.cache)
+        traces = await cascade.judge_question(question, self.cache)
         return dict(zip(keys, traces, strict=True))
 
     def _recalled(self, row: Row) -> dict[str, Trace]:
@@ -573,69 +555,6 @@ class Relabeler:
                 "batch, call `judge` on the dataset first; map then reads."
             )
         return traces
-
-    async def _judge_in_batches(
-        self,
-        items: Iterator[T],
-        progress: Callable[[Progress], None] | None,
-        settings: BatchSettings,
-        work: Callable[[Relabeler, T], Awaitable[object]],
-    ) -> Progress:
-        async with Batches(settings, self.cache) as batches:
-            twin = copy(self)
-            twin.cascade = copy(self.cascade)  # of its settings alone
-            twin.cascade.start_run(prices=self.prices)
-            twin.cascade.counts = self.cascade.counts
-            twin.cascade.stages = tuple(
-                replace(stage, judge=batches.judge(stage.judge)) for stage in self.cascade.stages
-            )
-
-            async def judge(item: T) -> None:
-                try:
-                    await work(twin, item)
-                except BaseException as error:  # the others would wait for their batches first
-                    batches.stop(error)
-                    raise
-
-            watched = _stopping(items, asyncio.get_running_loop(), batches.stop)
-            stream = asyncio.create_task(
-                twin._judge_stream(watched, progress, judge, max_ahead=settings.max_rows)
-            )
-            try:
-                return await asyncio.shield(stream)
-            except asyncio.CancelledError:  # Ctrl-C: rows stop waiting; batches go on
-                batches.stop(AccountError("the run was interrupted.", reason="interrupted"))
-                await asyncio.wait([stream])
-                stream.exception()
-                raise
-
-    async def _judge_stream(
-        self,
-        items: Iterator[T],
-        progress: Callable[[Progress], None] | None,
-        judge: Callable[[T], Awaitable[object]],
-        *,
-        max_ahead: int = _MAX_ROWS_AHEAD,
-    ) -> Progress:
-        window = _Window(judge, max_ahead, on_stop=self.cascade.stop)
-        started, before = time.monotonic(), replace(self.cascade.counts)
-
-        def snapshot() -> Progress:
-            counts = self.cascade.counts.since(before)
-            return Progress(
-                n_rows=window.n_done,
-                n_calls=counts.n_calls,
-                n_cached=counts.n_cached,
-                prompt_tokens=counts.prompt_tokens,
-                completion_tokens=counts.completion_tokens,
-                elapsed_s=time.monotonic() - started,
-                cost_usd=counts.cost_usd,
-            )
-
-        if progress is not None:
-            window.on_done = lambda: progress(snapshot())
-        await window.run(items)
-        return snapshot()
 
     def question(self, row: Row) -> Question | None:
         """Return what a judge is asked about a row, or None where there is nothing to ask."""
@@ -687,104 +606,6 @@ class Relabeled:
             for row, found in zip(self.rows, self.traces, strict=True)
         ]
         return decision_columns(cascade, self.rows, self.edits, self.traces, reasons)
-
-
-class _Notes:
-    """Rows that were judged, noted many at a time in the row index, so that `map` knows them."""
-
-    def __init__(self, relabeler: Relabeler) -> None:
-        self._relabeler = relabeler
-        self._judged: list[tuple[Row, dict[str, Trace]]] = []
-
-    async def add(self, row: Row, traces: dict[str, Trace]) -> None:
-        if self._relabeler.has_format_in_place:
-            self._judged.append((row, traces))
-            if len(self._judged) >= _NOTED_AT_A_TIME:
-                await self.write()
-
-    async def write(self) -> None:
-        """Note the rows judged so far."""
-        if not self._judged:
-            return
-        rows, traces = zip(*self._judged, strict=True)
-        self._judged = []
-        index, skips = self._relabeler.row_index, self._relabeler.policy.skips
-        if entries := await asyncio.to_thread(index.entries, rows, traces, skips=skips):
-            await self._relabeler.cache.commit(entries)
-
-
-class _Window(Generic[T]):
-    """Runs a coroutine for each item of a stream, so many at a time, without a barrier."""
-
-    def __init__(
-        self,
-        work: Callable[[T], Awaitable[object]],
-        size: int,
-        *,
-        on_stop: Callable[[], None],
-    ) -> None:
-        self.n_done = 0
-        self._on_stop = on_stop
-        self.on_done: Callable[[], None] = lambda: None
-        self._work = work
-        self._slots = asyncio.Semaphore(size)
-        self._running: set[asyncio.Task[None]] = set()
-        self._error: BaseException | None = None
-
-    async def run(self, items: Iterator[T]) -> None:
-        """Work on all items; after an error or an interrupt, end what runs, then raise."""
-        try:
-            while self._error is None and (batch := await asyncio.to_thread(_take, items)):
-                for item in batch:
-                    await self._start(item)
-        except BaseException as error:
-            self._stop(error)
-        while self._running:
-            # Never cancelled: what is in flight is paid for, and its reply goes to the cache.
-            try:
-                await asyncio.wait(self._running)
-            except asyncio.CancelledError as error:  # Ctrl-C, when all rows were started already
-                self._stop(error)
-        if self._error is not None:
-            raise self._error
-
-    def _stop(self, error: BaseException) -> None:
-        self._error = self._error or error
-        self._on_stop()
-
-    async def _start(self, item: T) -> None:
-        await self._slots.acquire()
-        if self._error is not None:
-            return
-        task = asyncio.create_task(self._do(item))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _do(self, item: T) -> None:
-        try:
-            await self._work(item)
-        except BaseException as error:  # kept for `run`, which raises it when all has ended
-            self._error = self._error or error
-        else:
-            self.n_done += 1
-            self.on_done()
-        finally:
-            self._slots.release()
-
-
-def _take(items: Iterator[T]) -> list[T]:
-    return list(islice(items, _READ_BATCH))
-
-
-def _stopping(
-    items: Iterator[T], loop: asyncio.AbstractEventLoop, stop: Callable[[BaseException], None]
-) -> Iterator[T]:
-    """Pass items on; one that cannot be read stops those under way."""
-    try:
-        yield from items
-    except Exception as error:
-        loop.call_soon_threadsafe(stop, error)
-        raise
 
 
 def _parts(dataset: AnyDatasets) -> list[AnyDataset]:

@@ -15,8 +15,8 @@ from hf_relabel import Relabeler, Relevance, ScriptedJudge
 from hf_relabel.cli import run_app
 from hf_relabel.estimate import estimate
 from hf_relabel.judges.models import ShutdownWarning
+from hf_relabel.judging import Progress
 from hf_relabel.report import RelabelReport
-from hf_relabel.transform import Progress
 from tests.chat_server import Answer, ChatServer, from_key
 from tests.rows import KEY, tevatron_rows
 
