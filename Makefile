@@ -23,7 +23,7 @@ demo: $(LOCAL) ## relabel the sample dataset, offline and without a key
 	$(BIN)/hf-relabel demo
 
 test: lint typecheck ## lint, types and every quick test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(DEV) ## ruff: rules and formatting
 	$(BIN)/ruff check .

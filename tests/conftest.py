@@ -128,6 +128,15 @@ def chat_server() -> Iterator[ChatServer]:
 
 
 @pytest.fixture
+def key_in_environment() -> Iterator[None]:
+    """Set a key as a user does, for this process and for workers of `map`."""
+    # Not by monkeypatch: `map` with workers puts a copy in the place of os.environ.
+    os.environ["OPENAI_API_KEY"] = "x"
+    yield
+    os.environ.pop("OPENAI_API_KEY", None)
+
+
+@pytest.fixture
 def subprocess_env() -> Callable[..., dict[str, str]]:
     """Build an environment for a subprocess: the tests' own, in which hf_relabel is importable.
 

@@ -93,6 +93,7 @@ def test_all_four_kinds_of_dataset_give_the_same_rows(rows: Dataset, tmp_path: P
     assert splits.map(relabeler, batched=True, batch_size=5)["train"].to_list() == expected
 
 
+@pytest.mark.usefixtures("key_in_environment")
 def test_two_processes_give_the_same_rows_over_http(
     rows: Dataset, tmp_path: Path, chat_server: ChatServer
 ) -> None:
@@ -100,10 +101,8 @@ def test_two_processes_give_the_same_rows_over_http(
     chat_server.answer = from_key(KEY)
     expected = rows.map(scripted(tmp_path / "other"), batched=True).to_list()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "x")
-        relabeler = Relabeler("paper", base_url=chat_server.base_url, cache=tmp_path / "cache")
-        clean = rows.map(relabeler, batched=True, batch_size=3, num_proc=2)
+    relabeler = Relabeler("paper", base_url=chat_server.base_url, cache=tmp_path / "cache")
+    clean = rows.map(relabeler, batched=True, batch_size=3, num_proc=2)
 
     assert clean.to_list() == expected
 

@@ -463,15 +463,7 @@ def test_over_http_the_servers_own_bill_stays_within_the_cap(
     assert report.cost_usd == pytest.approx(bill.usd)
 
 
-@pytest.fixture
-def key_for_workers() -> Iterator[None]:
-    # Not by monkeypatch: `map` with workers puts a copy in the place of os.environ.
-    os.environ["OPENAI_API_KEY"] = "x"
-    yield
-    os.environ.pop("OPENAI_API_KEY", None)
-
-
-@pytest.mark.usefixtures("key_for_workers")
+@pytest.mark.usefixtures("key_in_environment")
 def test_two_workers_of_map_share_one_cap(
     tmp_path: Path, chat_server: ChatServer, rows: Dataset
 ) -> None:
