@@ -120,6 +120,19 @@ def closed_sockets(request: pytest.FixtureRequest) -> Iterator[None]:
     GUARD.is_open = False
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Take back what a test leaves in the environment.
+
+    monkeypatch does, but for one case: `map` with workers puts a copy in the place of os.environ.
+    """
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def chat_server() -> Iterator[ChatServer]:
     """Serve a chat API on loopback; set `answer`, `latency_s` and `fail(...)` in the test."""
@@ -128,12 +141,9 @@ def chat_server() -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def key_in_environment() -> Iterator[None]:
+def key_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set a key as a user does, for this process and for workers of `map`."""
-    # Not by monkeypatch: `map` with workers puts a copy in the place of os.environ.
-    os.environ["OPENAI_API_KEY"] = "x"
-    yield
-    os.environ.pop("OPENAI_API_KEY", None)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
 
 
 @pytest.fixture
