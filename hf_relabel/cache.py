@@ -323,18 +323,18 @@ class VerdictCache:
             return {} if text is None else Pairs.load(cascade, query, text).traces
 
     def texts(self, row_keys: Sequence[str]) -> dict[str, str]:
-        """Return the records that are there, of any kind, by a connection as `scan` has it.
+        """Return the records that are there, of any kind, many by one statement.
 
         Args:
             row_keys: Kind and key of each, as in "row:…".
         """
         found: dict[str, str] = {}
-        with _as_cache_errors(self.directory), self._reader() as rows:
+        with _as_cache_errors(self.directory):
             for start in range(0, len(row_keys), _MAX_GROUP):
                 keys = row_keys[start : start + _MAX_GROUP]
                 marks = ", ".join("?" * len(keys))
                 query = f"SELECT key, {_TEXT} FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608
-                found.update(rows.execute(query, keys))
+                found.update(self._disk._sql(query, keys))
         if None in found.values():
             raise _refusal("value")
         return found
