@@ -42,7 +42,7 @@ from hf_relabel.judges.batch_state import REPLY_FILES, BatchFolder, Manifest
 from hf_relabel.judges.budget import Budget, worst_tokens
 from hf_relabel.judges.chat import ChatJudge
 from hf_relabel.judges.client import RetryRule
-from hf_relabel.judges.faults import Fault
+from hf_relabel.judges.faults import DROPPABLE, Fault
 from hf_relabel.judges.ledger import PICO, BatchGrant, BatchLedger, ledger_file, to_pico
 from hf_relabel.judges.protocol import Judge
 from hf_relabel.judges.redirect import RedirectedJudge
@@ -56,7 +56,6 @@ _BREATH = (
     200  # lines read between two turns of the loop, so that rows go on and are saved meanwhile
 )
 _MAX_REFUSALS = 50
-_DROPPABLE = frozenset({"temperature", "seed", "reasoning_effort", "response_format", "top_p"})
 # A whole batch refused for one of these would be refused again.
 _FINAL_CODES = re.compile(r"model|billing|quota|permission|unauthor", re.IGNORECASE)
 _LIMIT = re.compile(r"limit:?\s*([\d,_]+)|([\d,_]+)\s+enqueued", re.IGNORECASE)
@@ -619,7 +618,7 @@ class _Lane:
                 self._batches.stop(fault.error(self._judge))
             if self._batches.is_stopped:
                 return
-            if fault.parameter in _DROPPABLE - request.left_out:
+            if fault.parameter in DROPPABLE - request.left_out:
                 self._dropped.add(str(fault.parameter))
                 request.n_sent -= 1  # known from now on: not a failed attempt
                 self._write(request)

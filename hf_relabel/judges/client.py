@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_relabel.errors import JudgeError
 from hf_relabel.judges.budget import Budget
-from hf_relabel.judges.faults import Fault, fault_of_body, fault_of_status
+from hf_relabel.judges.faults import DROPPABLE, Fault, fault_of_body, fault_of_status
 from hf_relabel.judges.limits import Limiter
 from hf_relabel.judges.transport import Transport, transport_for
 from hf_relabel.questions import Reply
@@ -33,10 +33,6 @@ __all__ = ["ChatClient", "RetryRule"]
 _log = logging.getLogger("hf_relabel")
 _OK = 200
 _CHARS_PER_TOKEN = 4
-_DROPPABLE = frozenset(
-    {"temperature", "seed", "reasoning_effort", "response_format", "top_p", "prompt_cache_options"}
-)
-"""Parameters whose absence still leaves a well-formed question; a server's 400 may name them."""
 
 _SHORT = 3  # a local server's key is often "x": blanking that would blank the message
 _KEY_LIKE = re.compile(r"\b(sk|hf|key|pk|gsk)[-_][\w-]{6,}|\bBearer\s+\S+")
@@ -129,7 +125,7 @@ class ChatClient:
             if isinstance(outcome, Reply):
                 return outcome
             self._note(outcome)
-            if outcome.parameter in _DROPPABLE and outcome.parameter in body:
+            if outcome.parameter in DROPPABLE and outcome.parameter in body:
                 self._dropped.add(outcome.parameter)  # known from now on: not a failed attempt
                 body = {name: value for name, value in body.items() if name not in self._dropped}
                 continue

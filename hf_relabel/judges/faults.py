@@ -18,9 +18,21 @@ from typing import Any, Literal
 
 from hf_relabel.errors import AccountError, JudgeError
 
-__all__ = ["Fault", "fault_of_body", "fault_of_exception", "fault_of_status", "retry_after_s"]
+__all__ = [
+    "DROPPABLE",
+    "Fault",
+    "fault_of_body",
+    "fault_of_exception",
+    "fault_of_status",
+    "retry_after_s",
+]
 
 Kind = Literal["retry", "row", "stop"]
+
+DROPPABLE = frozenset(
+    {"temperature", "seed", "reasoning_effort", "response_format", "top_p", "prompt_cache_options"}
+)
+"""Parameters whose absence still leaves a well-formed question; a server's 400 may name them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,10 +55,10 @@ def rows() -> Dataset:
 def in_batches(server: BatchServer, tmp_path: Path) -> Callable[..., Relabeler]:
     """Build a relabeler that asks the server in batches, all with the same cache."""
 
-    def build(**settings: Any) -> Relabeler:
+    def build(*models: str, **settings: Any) -> Relabeler:
         return Relabeler(
-            "paper", base_url=server.base_url, api_key="x", cache=tmp_path / "cache",
-            batch=BatchSettings(**{**FAST, **settings}),
+            "paper", models=models, base_url=server.base_url, api_key="x",
+            cache=tmp_path / "cache", batch=BatchSettings(**{**FAST, **settings}),
         )  # fmt: skip
 
     return build
@@ -229,24 +229,29 @@ def test_an_exhausted_quota_stops_the_run_and_keeps_the_other_replies(
     assert list(server.processed.values()) == [1] * N_CALLS
 
 
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [("temperature", (CHEAP, STRONG)), ("prompt_cache_options", ("gpt-6-luna", "gpt-6.1-terra"))],
+)
 def test_a_parameter_that_the_model_refuses_is_left_out(
-    in_batches: Callable[..., Relabeler], rows: Dataset, expected: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
+    in_batches: Callable[..., Relabeler], rows: Dataset, expected: list[Any], name: str,
+    models: tuple[str, str], server: BatchServer, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    error = {"message": "No temperature.", "code": "unsupported_value", "param": "temperature"}
+    error = {"message": f"No {name}.", "code": "unsupported_value", "param": name}
     plain = BatchServer._answers
 
     def answers(self: BatchServer, lines: Any, end: End, status: str) -> Any:
-        if "temperature" not in lines[0]["body"]:
+        if name not in lines[0]["body"]:
             return plain(self, lines, end, status)
         response = {"status_code": 400, "request_id": "r", "body": {"error": error}}
         return [], [{"custom_id": line["custom_id"], "response": response} for line in lines]
 
     monkeypatch.setattr(BatchServer, "_answers", answers)
-    relabeler = in_batches(max_attempts=1)
+    relabeler = in_batches(*models, max_attempts=1)
 
     relabeler.judge(rows)
 
+    assert name in server.requests("batch_0")[0]["body"]
     assert relabeled(relabeler, rows) == expected
 
 
