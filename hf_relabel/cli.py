@@ -69,17 +69,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cache_commands.verdicts, name="verdicts")
-app.add_typer(cache_commands.batches, name="batches")
-app.command()(cache_commands.stats)
-app.add_typer(agreement_commands.agreement, name="agreement")
-app.command()(hub_commands.publish)
-app.command()(evaluate_commands.evaluate)
-app.add_typer(hub_commands.hub, name="hub")
-app.command()(score_commands.score)
-app.command("drop-by-score")(score_commands.drop_by_score)
-cache_commands.verdicts.command("pull")(hub_commands.pull)
-app.command()(prune_commands.prune)
 _log = logging.getLogger("hf_relabel.cli")
 _REFRESH_S = 0.1
 
@@ -378,6 +367,20 @@ def demo(
             "This was an offline stand-in: similarity by all-MiniLM-L6-v2, not the LLM cascade. With "
             "OPENAI_API_KEY set, `hf-relabel demo --preset paper` asks the cascade."
         )
+
+
+# After the commands above, which are for everybody: --help lists them in this order.
+app.command()(cache_commands.stats)
+app.command()(score_commands.score)
+app.command("drop-by-score")(score_commands.drop_by_score)
+app.command()(evaluate_commands.evaluate)
+app.command()(prune_commands.prune)
+app.command()(hub_commands.publish)
+app.add_typer(agreement_commands.agreement, name="agreement")
+app.add_typer(cache_commands.verdicts, name="verdicts")
+app.add_typer(cache_commands.batches, name="batches")
+app.add_typer(hub_commands.hub, name="hub")
+cache_commands.verdicts.command("pull")(hub_commands.pull)
 
 
 def main() -> None:
