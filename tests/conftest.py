@@ -10,6 +10,7 @@ import atexit
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,9 @@ def _isolate_environment() -> None:
 
 
 _isolate_environment()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
 
