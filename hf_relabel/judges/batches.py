@@ -356,6 +356,7 @@ class _Lane:
         self._n_refusals = 0
         self._is_held = False
         self._dropped: set[str] = set()
+        self._cancelled_before: set[str] = set()  # manifests
         self._forgetting: set[asyncio.Task[None]] = set()
         self._recovered = batches.start(self._recover())
         self._recovered.add_done_callback(lambda _: batches.news.set())
@@ -545,6 +546,8 @@ class _Lane:
         """Watch a batch that an earlier process submitted; rows that ask its keys wait for it."""
         self._under_way.update(dict.fromkeys(manifest.keys, manifest))
         self._enqueued += manifest.tokens
+        if self._folder.is_cancelled(manifest):
+            self._cancelled_before.add(manifest.id)
         self._batches.start(self._watch(manifest))
 
     async def _watch(self, manifest: Manifest) -> None:
@@ -566,7 +569,10 @@ class _Lane:
             if kind in view.files:
                 path = self._folder.file(manifest.id, kind)
                 await self._api.download(view.files[kind], path)
-        is_cancelled = self._folder.is_cancelled(manifest)
+        # One cancelled before this run: whoever runs again after that wants its requests asked.
+        is_cancelled = (
+            self._folder.is_cancelled(manifest) and manifest.id not in self._cancelled_before
+        )
         manifest = await asyncio.to_thread(self._book, manifest, view)
         faults = {}
         async for custom_id, fault in self._outcomes(manifest):

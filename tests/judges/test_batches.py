@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -707,6 +708,37 @@ def test_cancel_stops_our_batches_and_the_run_that_waits_for_them(
     del server.batches["foreign_1"], server.batches["theirs_1"]
     server.held_from = None
     assert ended(start_cli())[0] == 0
+    assert list(server.processed.values()) == [1] * N_CALLS
+
+
+def test_after_a_cancel_of_several_batches_one_run_asks_for_all_that_is_missing(
+    server: BatchServer, in_batches: Callable[..., Relabeler], rows: Dataset, expected: list[Any],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    server.held_from, server.ends = 0, [End("completed", share=0.5)] * 3
+    cancelling = in_batches(max_requests=4)
+    stopped: list[AccountError] = []
+
+    def judge() -> None:
+        try:
+            cancelling.judge(rows)
+        except AccountError as error:
+            stopped.append(error)
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    folder, endpoint = tmp_path / "cache", Endpoint(base_url=server.base_url)
+    wait_until(lambda: sum(bool(m.batch_id) for m in BatchFolder(folder).manifests()) == 3)
+    assert len(background.run(cancel_batches(endpoint, folder))) == 3
+    thread.join()
+    assert [error.reason for error in stopped] == ["cancelled"]
+
+    server.held_from = None
+    again = in_batches(max_requests=4)
+    again.judge(rows)
+
+    assert relabeled(again, rows) == expected
     assert list(server.processed.values()) == [1] * N_CALLS
 
 
