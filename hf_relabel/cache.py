@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +58,6 @@ _MAX_GROUP = 500  # records in one transaction, and in one statement of it
 # diskcache inserts a record by three statements; these are the columns that its `add` fills.
 _INSERT = "INSERT INTO Cache (key, raw, store_time, access_time, size, mode, value) VALUES {}"
 _INSERTED_ROW = f"(?, 1, ?, 0, 0, {MODE_RAW}, ?)"
-_SELECT = "SELECT key, mode, value FROM Cache"
 # Rows of another kind come as NULL, which no text is.
 _TEXT = f"CASE WHEN mode = {MODE_RAW} AND typeof(value) = 'text' THEN value END"
 _NETWORK_FILESYSTEMS = frozenset(
@@ -428,14 +427,20 @@ class VerdictCache:
             prefix: The kind: "call:", "fail:" or "pair:".
             since: Only records stored after this time, in seconds since the epoch.
         """
-        query = f"{_SELECT} WHERE key >= ? AND key < ? AND raw = 1 AND store_time > ? ORDER BY key"
-        last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        with _as_cache_errors(self.directory), self._reader() as rows:
-            yield from _checked(rows.execute(query, (prefix, last, since)))
-
-    def _reader(self) -> contextlib.closing[sqlite3.Connection]:
         uri = f"{(self.directory / 'cache.db').absolute().as_uri()}?mode=ro"
-        return contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S))
+        query = (
+            "SELECT key, mode, value FROM Cache WHERE key >= ? AND key < ? AND raw = 1 "
+            "AND store_time > ? ORDER BY key"
+        )
+        last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        with (
+            _as_cache_errors(self.directory),
+            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as rows,
+        ):
+            for key, mode, value in rows.execute(query, (prefix, last, since)):
+                if mode != MODE_RAW or not isinstance(value, str):
+                    raise _refusal("value")
+                yield key, value
 
     def stats(self) -> CacheStats:
         """Count what the cache holds."""
@@ -629,13 +634,6 @@ def _unpack(step: list[Any], judge: str, calls: Sequence[str]) -> Verdict:
         confidence=confidence,
         call=None if call is None else calls[call],
     )
-
-
-def _checked(rows: Iterable[tuple[str, int, object]]) -> Iterator[tuple[str, str]]:
-    for key, mode, value in rows:
-        if mode != MODE_RAW or not isinstance(value, str):
-            raise _refusal("value")
-        yield key, value
 
 
 def _refusal(what: str) -> CacheError:

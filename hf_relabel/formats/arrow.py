@@ -143,7 +143,6 @@ class _Moves:
     Attributes:
         stays: For each negative of the batch, whether it stays one.
         promoted: Places of promoted negatives among all negatives of the batch, row after row.
-        rows: The row of each promoted negative.
     """
 
     def __init__(self, bounds: NDArray[np.int64], edits: Mapping[int, Edit]) -> None:

@@ -20,8 +20,8 @@ from tests.benchmarks.rows import bench_rows
 N_ROWS = 5000
 _N_RUNS = 9  # of a twentieth of a second each
 _BOUND = ">= 0.5"
-_IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
-"""A disk that still writes what an earlier turn left would be measured too."""
+_PLACES = {"in memory": "/dev/shm", "on a disk": None}  # noqa: S108
+"""Where rows, verdicts and what `map` writes lie; on a disk, its writing is measured too."""
 _FALSE = {3: Relevance.BETTER, 4: Relevance.WORSE}
 """Which negatives of every second row are false, where some are."""
 
@@ -29,20 +29,27 @@ _FALSE = {3: Relevance.BETTER, 4: Relevance.WORSE}
 def measure() -> Iterator[Ratio]:
     """Fill caches, then map the same rows two ways, in turns."""
     disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=_IN_MEMORY) as folder:
-        rows = Dataset.from_generator(
-            bench_rows, gen_kwargs={"n_rows": N_ROWS}, cache_dir=f"{folder}/rows"
-        )
-        same = _judged(rows, Path(folder, "same"))
-        yield _ratio("warm map / identity map", rows, [same] * _N_RUNS)
-        firsts = [_judged(rows, Path(folder, f"first-{number}")) for number in range(3)]
-        yield _ratio("first map after judge / identity map", rows, firsts)
-        for action in ("promote", "drop"):
-            relabeler = _judged(rows, Path(folder, "false"), _Judge, action=action)
-            name = f"warm map, {action} / identity map"
-            note = f" Every second row has {len(_FALSE)} false negatives."
-            yield _ratio(name, rows, [relabeler] * _N_RUNS, note)
+    for place, parent in _PLACES.items():
+        if parent is None or Path(parent).is_dir():
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
+                yield from _measure(folder, place)
     enable_progress_bars()
+
+
+def _measure(folder: str, place: str) -> Iterator[Ratio]:
+    rows = Dataset.from_generator(
+        bench_rows, gen_kwargs={"n_rows": N_ROWS}, cache_dir=f"{folder}/rows"
+    )
+    same = _judged(rows, Path(folder, "same"))
+    yield _ratio(f"warm map / identity map, {place}", rows, [same] * _N_RUNS)
+    if place != "on a disk":  # which still writes what has just been judged
+        firsts = [_judged(rows, Path(folder, f"first-{number}")) for number in range(3)]
+        yield _ratio(f"first map after judge / identity map, {place}", rows, firsts)
+    for action in ("promote", "drop"):
+        relabeler = _judged(rows, Path(folder, "false"), _Judge, action=action)
+        name = f"warm map, {action} / identity map, {place}"
+        note = f" Every second row has {len(_FALSE)} false negatives."
+        yield _ratio(name, rows, [relabeler] * _N_RUNS, note)
 
 
 class _Judge(ScriptedJudge):
